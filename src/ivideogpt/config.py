@@ -1,0 +1,161 @@
+"""Typed, validated configurations. They are frozen, refuse unknown fields, and say value, rule and cure."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ivideogpt.errors import ConfigError
+from ivideogpt.sequence import TokenLayout
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class TokenizerConfig(Config):
+    """Shape of the compressive tokenizer (paper section 3.1 and appendix A.1)."""
+
+    resolution: int = Field(64, ge=8)
+    """Height and width of a frame, pixels."""
+    stem_stride: int = Field(1, ge=1)
+    """Pixels folded into channels before the first convolution, along each axis. 1 is the paper's stem; 2 does away
+    with the convolutions at full resolution, which are most of the cost of a small model."""
+    widths: tuple[int, ...] = Field((128, 256, 512), min_length=1)
+    """Channels of each level, finest first."""
+    layers: int = Field(2, ge=1)
+    """Residual blocks a level in the encoder; the decoder has one more."""
+    latent_channels: int = Field(64, ge=1)
+    """Channels of the latent map, and width of the paper's codebooks."""
+    attention_resolution: int = Field(16, ge=1)
+    """Feature maps of this size and smaller attend to the context frames."""
+    attention_heads: int = Field(4, ge=1)
+    """Heads of the cross-attention."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout of the cross-attention, on weights and output."""
+    patch_size: int = Field(4, ge=1)
+    """Side of the latent patch that becomes one dynamics token."""
+    context_frames: int = Field(2, ge=1)
+    """Context frames, t."""
+    norm_groups: int = Field(32, ge=1)
+    """Groups of every group normalisation."""
+    context_mid_attention: bool = False
+    """Self-attention in the middle of the context pair."""
+    prediction_mid_attention: bool = True
+    """Self-attention in the middle of the prediction pair."""
+    quantizer: Literal["vq", "fsq"] = "vq"
+    """vq: the paper's learned codebooks. fsq: finite scalar quantization, whose codes cannot die."""
+    context_codes: int = Field(8192, ge=2)
+    """Size of the context codebook, Kc. With fsq it is the product of `context_levels`."""
+    dynamics_codes: int = Field(8192, ge=2)
+    """Size of the dynamics codebook, Kd. With fsq it is the product of `dynamics_levels`."""
+    context_levels: tuple[int, ...] = ()
+    """fsq only: levels of each latent dimension of a context token."""
+    dynamics_levels: tuple[int, ...] = ()
+    """fsq only: levels of each latent dimension of a dynamics token."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TokenizerConfig:
+        fold = self.stem_stride * 2 ** (len(self.widths) - 1)
+        if self.resolution % (fold * self.patch_size):
+            raise ConfigError(
+                f"resolution is {self.resolution}; it must be a multiple of {fold * self.patch_size} "
+                f"(stem_stride {self.stem_stride} x 2^(levels - 1) x patch_size {self.patch_size})."
+            )
+        for width in self.widths:
+            if width % self.norm_groups or width % self.attention_heads:
+                raise ConfigError(
+                    f"width {width} must be a multiple of norm_groups ({self.norm_groups}) "
+                    f"and of attention_heads ({self.attention_heads})."
+                )
+        if self.latent_size > self.attention_resolution:
+            raise ConfigError(
+                f"attention_resolution is {self.attention_resolution}; it must be at least the latent map's side, "
+                f"{self.latent_size}, or no layer would see the context."
+            )
+        self._check_levels("context", self.context_levels, self.context_codes)
+        self._check_levels("dynamics", self.dynamics_levels, self.dynamics_codes)
+        return self
+
+    def _check_levels(self, name: str, levels: tuple[int, ...], codes: int) -> None:
+        if self.quantizer == "vq":
+            if levels:
+                raise ConfigError(f"{name}_levels is {levels}; levels belong to quantizer 'fsq', not 'vq'.")
+            return
+        if not levels or min(levels) < 2:
+            raise ConfigError(f"{name}_levels is {levels}; fsq needs at least one level of 2 or more, e.g. 8,5,5,5.")
+        if math.prod(levels) != codes:
+            raise ConfigError(
+                f"{name}_codes is {codes}; with {name}_levels {levels} it must be their product, {math.prod(levels)}."
+            )
+
+    @property
+    def latent_size(self) -> int:
+        """Side of the latent map."""
+        return self.resolution // (self.stem_stride * 2 ** (len(self.widths) - 1))
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The token layout that this tokenizer writes."""
+        return TokenLayout(
+            context_frames=self.context_frames,
+            context_tokens=self.latent_size**2,
+            dynamics_tokens=(self.latent_size // self.patch_size) ** 2,
+            context_codes=self.context_codes,
+            dynamics_codes=self.dynamics_codes,
+        )
+
+
+class TransformerConfig(Config):
+    """Shape of the LLaMA-style transformer (paper section 3.1; facts of the published checkpoints)."""
+
+    layers: int = Field(12, ge=1)
+    """Decoder layers."""
+    heads: int = Field(12, ge=1)
+    """Attention heads."""
+    hidden: int = Field(768, ge=2)
+    """Hidden size."""
+    feed_forward: int = Field(3072, ge=1)
+    """Inner size of the SwiGLU feed-forward."""
+    layout: TokenLayout = TokenLayout()
+    """The token layout that this transformer continues."""
+    max_positions: int = Field(1024, ge=1)
+    """Longest sequence, tokens."""
+    rope_base: float = Field(10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+    norm_eps: float = Field(1e-6, gt=0)
+    """Epsilon of the RMS normalisation."""
+    attention_dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout on attention weights in training."""
+    action_dim: int | None = Field(None, ge=1)
+    """Action size A; None: no action input."""
+    reward: bool = False
+    """Whether a reward is predicted on arriving at each future frame."""
+    reward_symlog: bool = False
+    """Whether the reward head was trained on symlog(reward); predictions are then given back in reward units."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TransformerConfig:
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise ConfigError(
+                f"hidden is {self.hidden} with {self.heads} heads; each head needs an equal, even number of channels."
+            )
+        if self.layout.length(self.layout.context_frames + 1) > self.max_positions:
+            raise ConfigError(
+                f"max_positions is {self.max_positions}; the context and one future frame already take "
+                f"{self.layout.length(self.layout.context_frames + 1)}."
+            )
+        return self
+
+
+class SamplingConfig(Config):
+    """How the next token is drawn."""
+
+    temperature: float = Field(1.0, ge=0)
+    """Divides the logits; 0 takes the most likely token."""
+    top_k: int = Field(100, ge=0)
+    """Only the k most likely tokens are drawn; 0 for all."""

@@ -1,0 +1,176 @@
+"""The official episode format: one `.npz` per episode.
+
+Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S) and
+`metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; they are converted on reading.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from ivideogpt.data.episode import Episode, require_channels_last
+from ivideogpt.errors import EpisodeError, unknown_name
+from ivideogpt.files import write_atomically
+
+REWARD_KEY, STATE_KEY, METADATA_KEY = "reward", "state", "metadata"
+
+
+def read_episode(path: Path | str, camera_key: str = "image", action_key: str | None = "action") -> Episode:
+    """Read one episode file.
+
+    Args:
+        path: an `.npz` file.
+        camera_key: which array holds the frames.
+        action_key: which array holds the actions; None reads plain video.
+
+    Raises:
+        EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message begins
+            with the path.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise EpisodeError("this is a single array, not an .npz archive. Save with numpy.savez_compressed.")
+            return _episode_from(archive, camera_key, action_key)
+    except EpisodeError as error:
+        raise EpisodeError(f"{path}: {error}") from error
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
+        _refuse_damaged(path, error)
+
+
+def write_episode(path: Path | str, episode: Episode) -> None:
+    """Write one episode file that `read_episode` reads back without loss; whole or not at all.
+
+    Raises:
+        EpisodeError: the name does not end in `.npz`.
+        OutputError: the disk is full or the folder is not writable.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise EpisodeError(f"{path}: an episode file must be called *.npz. Rename it.")
+    arrays: dict[str, npt.NDArray[Any]] = {"image": episode.frames}
+    optional = {"action": episode.actions, REWARD_KEY: episode.rewards, STATE_KEY: episode.states}
+    arrays.update({key: values for key, values in optional.items() if values is not None})
+    arrays[METADATA_KEY] = np.array(json.dumps(dict(episode.metadata), sort_keys=True))
+    write_atomically(path, lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **arrays))
+
+
+class NpzFolder:
+    """The episode files (`*.npz`) of one folder, in the order of their names.
+
+    Raises:
+        EpisodeError: the folder is missing or holds no episode file.
+    """
+
+    def __init__(self, folder: Path | str, camera_key: str = "image", action_key: str | None = "action") -> None:
+        self.folder = Path(folder)
+        self.camera_key = camera_key
+        self.action_key = action_key
+        if not self.folder.is_dir():
+            raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
+        # Names that begin with a dot are files still being written.
+        self._paths = sorted(path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
+        if not self._paths:
+            raise EpisodeError(f"{self.folder}: holds no episode file (*.npz). Record some, or give another folder.")
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> Path:
+        """Path of episode `index`."""
+        return self._paths[index]
+
+    def read(self, index: int) -> Episode:
+        """Read episode `index`; raises EpisodeError as `read_episode` does."""
+        return read_episode(self._paths[index], self.camera_key, self.action_key)
+
+
+def _episode_from(archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None) -> Episode:
+    rewards = _read_optional(archive, REWARD_KEY)
+    if rewards is not None and rewards.ndim == 2 and rewards.shape[1] == 1:
+        rewards = rewards[:, 0]
+    actions = None
+    if action_key is not None:
+        actions = _as_float32("actions", _read_array(archive, action_key, "action key"))
+    return Episode(
+        frames=_as_uint8(_read_array(archive, camera_key, "camera key")),
+        actions=actions,
+        rewards=rewards,
+        states=_read_optional(archive, STATE_KEY),
+        metadata=_read_metadata(archive),
+    )
+
+
+def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
+    if key not in archive.files:
+        cure = " For video without actions pass action_key=None." if kind == "action key" else ""
+        raise EpisodeError(unknown_name(kind, key, archive.files) + cure)
+    try:
+        return np.asarray(archive[key])
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise EpisodeError(
+            f"key {key!r} holds Python objects, most likely frames of unequal size, and pickled data is never opened. "
+            "Bring all frames of the episode to one size and save one plain array."
+        ) from error
+
+
+def _read_optional(archive: np.lib.npyio.NpzFile, key: str) -> npt.NDArray[np.float32] | None:
+    return _as_float32(f"{key}s", _read_array(archive, key, "key")) if key in archive.files else None
+
+
+def _read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
+    if METADATA_KEY not in archive.files:
+        return {}
+    text = str(_read_array(archive, METADATA_KEY, "key"))
+    try:
+        metadata = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise EpisodeError(f"key {METADATA_KEY!r} is not JSON ({error}). Store json.dumps(...) of a dictionary.") from error
+    if not isinstance(metadata, dict):
+        raise EpisodeError(f"key {METADATA_KEY!r} holds a {type(metadata).__name__}. Store a JSON dictionary.")
+    return metadata
+
+
+def _as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Frames of any number type as uint8: whole numbers in 0..255, or floats in [0, 1]."""
+    require_channels_last(images.shape, "images")
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise EpisodeError(f"images are {images.dtype}; they must be numbers: uint8 in 0..255, or floats in [0, 1].")
+    low, high = images.min(), images.max()
+    limit = 1 if images.dtype.kind == "f" else 255
+    if not (low >= 0 and high <= limit):  # false for NaN as well
+        cure = "Divide frames in 0..255 by 255, or store them as uint8." if limit == 1 else "Store them as uint8."
+        raise EpisodeError(f"{images.dtype} images range over {low}..{high}; the range is 0..{limit}. {cure}")
+    scaled = np.rint(images * 255) if limit == 1 else images
+    return scaled.astype(np.uint8)
+
+
+def _as_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    if values.dtype.kind not in "iufb":
+        raise EpisodeError(f"{name} are {values.dtype}; they must be real numbers.")
+    with np.errstate(over="ignore"):  # Episode names the row that overflows
+        return values.astype(np.float32)
+
+
+def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+    if isinstance(error, PermissionError):
+        raise EpisodeError(f"{path}: no permission to read it. Change its permissions or copy it.") from error
+    with open(path, "rb") as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
+        raise EpisodeError(f"{path}: truncated or damaged ({error}). Record or copy the episode again.") from error
+    raise EpisodeError(f"{path}: not an .npz archive. Save with numpy.savez_compressed.") from error

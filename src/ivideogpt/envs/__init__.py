@@ -1,0 +1,1 @@
+"""Environments to record from and to act in."""

@@ -1,0 +1,139 @@
+"""Push-T: a round agent pushes a T-shaped block towards a goal pose. A thin wrapper of the `gym-pusht` simulator.
+
+The simulator's world is a square of 512 units, x to the right and y down. A frame of R pixels samples it at the pixel
+centres, so pixel (column, row) = (0, 0) has its centre at world (R' / 2 - 0.5) with R' = 512 / R.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, SupportsFloat
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+
+from ivideogpt.errors import InputError
+
+WORLD_SIZE = 512.0
+RESOLUTION = 64
+FRAME_RATE = 10
+# Colours as the simulator draws them: a lighter inside and a darker rim.
+BLOCK_COLOURS = ((143, 163, 184), (119, 136, 153))
+AGENT_COLOURS = ((78, 126, 255), (65, 105, 225))
+GOAL_COLOUR = (144, 238, 144)
+
+# The T in the block's own frame: (left, top, right, bottom) of bar and stem, in world units.
+_BLOCK_PARTS = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))
+# The simulator draws the block's outline with a pen of this radius, so the picture is this much larger than the shape.
+_PEN_RADIUS = 2.0
+
+Floats = npt.NDArray[np.floating[Any]]
+
+
+class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
+    """Push-T with small RGB frames and actions in [-1, 1]^2.
+
+    Observation: (64, 64, 3) uint8. Action: (2,) float32, the position the agent is drawn to, (-1, -1) the top left
+    corner and (1, 1) the bottom right; values outside are clipped. Reward in [0, 1]: covered part of the goal.
+    `info["state"]`: (5,) float64, agent x, y and block x, y in world units, block angle in radians (unwrapped).
+    `terminated` when the goal is covered to 95 %; stepping on is allowed. 10 steps a second.
+
+    Raises:
+        InputError: `gym-pusht` is not installed, or an action is not two finite numbers.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": FRAME_RATE}
+
+    def __init__(self, render_mode: str | None = "rgb_array") -> None:
+        self.render_mode = render_mode
+        self.observation_space = gymnasium.spaces.Box(0, 255, (RESOLUTION, RESOLUTION, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+        self._simulator = _load_simulator()
+        self._frame = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+        """Start an episode; the same seed gives the same start. Returns the first frame and info."""
+        super().reset(seed=seed)
+        self._frame, info = self._simulator.reset(seed=seed, options=options)
+        return self._frame.copy(), _with_state(info)
+
+    def step(
+        self, action: npt.NDArray[np.float32]
+    ) -> tuple[npt.NDArray[np.uint8], SupportsFloat, bool, bool, dict[str, Any]]:
+        """Draw the agent towards `action` for a tenth of a second; the usual five of Gymnasium."""
+        action = np.asarray(action, np.float64)
+        if action.shape != (2,) or not np.isfinite(action).all():
+            raise InputError(f"action {action.tolist()}: a Push-T action is two finite numbers in [-1, 1].")
+        target = action_to_world(np.clip(action, -1.0, 1.0))
+        self._frame, reward, terminated, truncated, info = self._simulator.step(target)
+        return self._frame.copy(), float(reward), bool(terminated), truncated, _with_state(info)
+
+    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+        """The current frame, (64, 64, 3) uint8; None without a render mode."""
+        return self._frame.copy() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Release the simulator."""
+        self._simulator.close()
+
+
+def action_to_world(action: Floats) -> Floats:
+    """Map actions in [-1, 1] to world units, any shape."""
+    return (action + 1.0) * (WORLD_SIZE / 2)
+
+
+def world_to_action(position: Floats) -> npt.NDArray[np.float32]:
+    """Map world units to actions, clipped to [-1, 1]; the inverse of `action_to_world`."""
+    return np.clip(position / (WORLD_SIZE / 2) - 1.0, -1.0, 1.0).astype(np.float32)
+
+
+def block_mask(state: Floats, resolution: int = RESOLUTION) -> npt.NDArray[np.bool_]:
+    """True block mask (resolution, resolution): the pixels whose centre lies in the block as drawn.
+
+    Args:
+        state: (5,) as in `PushT`.
+        resolution: pixels along a side.
+    """
+    centres = _pixel_centres(resolution)
+    offset_x, offset_y = np.meshgrid(centres - state[2], centres - state[3])
+    cos, sin = np.cos(state[4]), np.sin(state[4])
+    own_x, own_y = cos * offset_x + sin * offset_y, cos * offset_y - sin * offset_x
+    mask = np.zeros((resolution, resolution), np.bool_)
+    for left, top, right, bottom in _BLOCK_PARTS:
+        outside_x = np.maximum(np.maximum(left - own_x, own_x - right), 0)
+        outside_y = np.maximum(np.maximum(top - own_y, own_y - bottom), 0)
+        mask |= np.hypot(outside_x, outside_y) <= _PEN_RADIUS
+    return mask
+
+
+def agent_position(state: Floats, resolution: int = RESOLUTION) -> npt.NDArray[np.float64]:
+    """Centre of the agent as (column, row) in pixels, where whole numbers are pixel centres.
+
+    Args:
+        state: (5,) as in `PushT`.
+        resolution: pixels along a side.
+    """
+    return (np.asarray(state[:2], np.float64) + 0.5) * (resolution / WORLD_SIZE) - 0.5
+
+
+def _pixel_centres(resolution: int) -> npt.NDArray[np.float64]:
+    return (np.arange(resolution) + 0.5) * (WORLD_SIZE / resolution) - 0.5
+
+
+def _with_state(info: dict[str, Any]) -> dict[str, Any]:
+    return {**info, "state": np.concatenate([info["pos_agent"], info["block_pose"]])}
+
+
+def _load_simulator() -> Any:
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # draw without a screen
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        from gym_pusht.envs.pusht import PushTEnv
+    except ImportError as error:
+        raise InputError(
+            f"Push-T needs the package gym-pusht, which cannot be imported ({error}). Install it: pip install gym-pusht"
+        ) from error
+    return PushTEnv(obs_type="pixels", observation_width=RESOLUTION, observation_height=RESOLUTION)

@@ -1,0 +1,260 @@
+"""Load and save models: native layout, official layout, shipped models, Hub ids. Works on configurations and tensors.
+
+Native layout: one folder with `config.json` (format, version, and the configuration of each part) and one
+safetensors file a part, `tokenizer.safetensors` and `transformer.safetensors`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ivideogpt import official
+from ivideogpt.config import SamplingConfig, TokenizerConfig, TransformerConfig
+from ivideogpt.errors import CheckpointError, ConfigError, unknown_name
+from ivideogpt.files import folder_written_atomically, require_free_output
+
+FORMAT, VERSION = "ivideogpt", 1
+CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE = "config.json", "tokenizer.safetensors", "transformer.safetensors"
+
+Weights = dict[str, Tensor]
+Layout = Literal["native", "official"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a model folder holds: each part's configuration and tensors, where it has that part."""
+
+    tokenizer: tuple[TokenizerConfig, Weights] | None = None
+    transformer: tuple[TransformerConfig, Weights] | None = None
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+
+def shipped_models() -> list[str]:
+    """Names of the models inside the package."""
+    folder = Path(str(package_files("ivideogpt"))) / "models"
+    return sorted(path.parent.name for path in folder.glob(f"*/{CONFIG_FILE}"))
+
+
+def resolve(name: str | Path) -> Path:
+    """Folder of a model: a local folder, else a shipped model, else a Hub id (`owner/name`), which is downloaded.
+
+    Raises:
+        CheckpointError: no such model, or the Hub cannot be reached.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"model {str(name)!r} is a file. Give the folder that holds {CONFIG_FILE}.")
+    shipped = shipped_models()
+    if str(name) in shipped:
+        return Path(str(package_files("ivideogpt"))) / "models" / str(name)
+    parts = str(name).split("/")
+    if len(parts) == 2 and all(parts) and parts[0] not in (".", "..", "~"):
+        return _download(str(name))
+    hint = unknown_name("model", str(name), shipped)
+    raise CheckpointError(f"{hint} Or give a folder (none at {path.absolute()}) or a Hub id 'owner/name'.")
+
+
+def load(name: str | Path) -> Checkpoint:
+    """Read a model folder of either layout, a shipped model or a Hub id.
+
+    Raises:
+        CheckpointError: nothing there, another format or version, not safetensors, truncated.
+    """
+    folder = resolve(name)
+    if (folder / CONFIG_FILE).is_file():
+        return _load_native(folder)
+    if (folder / official.TOKENIZER_CONFIG).is_file():
+        return _load_official(folder)
+    found = sorted(p.name for p in folder.iterdir())[:10]
+    raise CheckpointError(
+        f"{folder} holds no model: neither {CONFIG_FILE} (native layout) nor {official.TOKENIZER_CONFIG} "
+        f"(official layout). It holds: {', '.join(found) or 'nothing'}."
+    )
+
+
+def load_tokenizer(name: str | Path) -> tuple[TokenizerConfig, Weights]:
+    """The tokenizer of a model folder; errors as `load`."""
+    part = load(name).tokenizer
+    if part is None:
+        raise CheckpointError(f"{name} holds no tokenizer. Give a folder with {TOKENIZER_FILE}.")
+    return part
+
+
+def load_transformer(name: str | Path) -> tuple[TransformerConfig, Weights]:
+    """The transformer of a model folder; errors as `load`."""
+    part = load(name).transformer
+    if part is None:
+        raise CheckpointError(f"{name} holds no transformer. Train one, or give a folder with {TRANSFORMER_FILE}.")
+    return part
+
+
+def load_weights(module: nn.Module, weights: Weights, where: str) -> None:
+    """Copy tensors into a module, all or nothing.
+
+    Raises:
+        CheckpointError: names the missing, extra and wrongly shaped tensors.
+    """
+    expected = module.state_dict()
+    missing = sorted(expected.keys() - weights.keys())
+    extra = sorted(weights.keys() - expected.keys())
+    wrong = [
+        f"{name} is {tuple(weights[name].shape)}, must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
+    found = [f"{len(names)} {what} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})" for what, names in problems if names]
+    if found:
+        raise CheckpointError(
+            f"{where} does not fit its configuration: {', '.join(found)}. "
+            "The configuration and the weights come from different models, or the file is damaged."
+        )
+    module.load_state_dict(weights)
+
+
+def save(
+    folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native", overwrite: bool = False
+) -> Path:
+    """Write a model folder; it appears whole or not at all.
+
+    Raises:
+        OutputError: the folder is not empty and `overwrite` is not set, or the disk is full.
+        CheckpointError: the layout cannot express this model.
+    """
+    if layout not in ("native", "official"):
+        raise ConfigError(unknown_name("checkpoint layout", layout, ["native", "official"]))
+    folder = Path(folder)
+    require_free_output(folder, overwrite=overwrite, cure="overwrite=True")
+    with folder_written_atomically(folder) as temporary:
+        (_write_native if layout == "native" else _write_official)(temporary, checkpoint)
+    return folder
+
+
+def _load_native(folder: Path) -> Checkpoint:
+    path = folder / CONFIG_FILE
+    config = _read_json(path)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format is {config.get('format')!r}; this library reads {FORMAT!r}.")
+    if config.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: version is {config.get('version')!r}; this library reads version {VERSION}. "
+            "Install the library version that wrote it, or save the model again."
+        )
+    try:
+        tokenizer = TokenizerConfig(**config["tokenizer"]) if "tokenizer" in config else None
+        transformer = TransformerConfig(**config["transformer"]) if "transformer" in config else None
+        sampling = SamplingConfig(**config.get("sampling", {}))
+    except (ValidationError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a legal configuration: {_first_problem(error)}") from error
+    return Checkpoint(
+        tokenizer=None if tokenizer is None else (tokenizer, _read_tensors(folder / TOKENIZER_FILE)),
+        transformer=None if transformer is None else (transformer, _read_tensors(folder / TRANSFORMER_FILE)),
+        sampling=sampling,
+    )
+
+
+def _load_official(folder: Path) -> Checkpoint:
+    tokenizer = official.tokenizer_from_official(
+        _read_json(folder / official.TOKENIZER_CONFIG), _read_tensors(folder / official.TOKENIZER_FILE)
+    )
+    if not (folder / official.TRANSFORMER_CONFIG).is_file():
+        return Checkpoint(tokenizer=tokenizer)
+    transformer = official.transformer_from_official(
+        _read_json(folder / official.TRANSFORMER_CONFIG),
+        _read_tensors(folder / official.TRANSFORMER_FILE),
+        tokenizer[0].layout,
+    )
+    return Checkpoint(tokenizer=tokenizer, transformer=transformer)
+
+
+def _write_native(folder: Path, checkpoint: Checkpoint) -> None:
+    config: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+    parts = [("tokenizer", checkpoint.tokenizer, TOKENIZER_FILE), ("transformer", checkpoint.transformer, TRANSFORMER_FILE)]
+    for name, part, file in parts:
+        if part is not None:
+            config[name] = _as_json(part[0])
+            _write_tensors(folder / file, part[1])
+    if checkpoint.transformer is not None:
+        config["sampling"] = _as_json(checkpoint.sampling)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+
+def _write_official(folder: Path, checkpoint: Checkpoint) -> None:
+    if checkpoint.tokenizer is None:
+        raise CheckpointError("the official layout keeps the transformer beside its tokenizer. Save a whole WorldModel.")
+    parts = [(official.tokenizer_to_official(*checkpoint.tokenizer), official.TOKENIZER_CONFIG, official.TOKENIZER_FILE)]
+    if checkpoint.transformer is not None:
+        converted = official.transformer_to_official(*checkpoint.transformer)
+        parts.append((converted, official.TRANSFORMER_CONFIG, official.TRANSFORMER_FILE))
+    for (config, weights), config_file, weights_file in parts:
+        (folder / config_file).parent.mkdir(exist_ok=True)
+        (folder / config_file).write_text(json.dumps(config, indent=2) + "\n")
+        _write_tensors(folder / weights_file, weights)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds {type(content).__name__}; a configuration is a JSON object.")
+    return content
+
+
+def _read_tensors(path: Path) -> Weights:
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        cure = f" Found {', '.join(others)}: only safetensors files are read; convert it first." if others else ""
+        raise CheckpointError(f"missing weight file {path}.{cure}")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file ({error}). Download or save it again; pickled weights are never read."
+        ) from error
+
+
+def _write_tensors(path: Path, weights: Weights) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
+
+
+def _as_json(config: BaseModel) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def _first_problem(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(str(x) for x in first['loc']) or 'configuration'}: {first['msg']}"
+    return str(error)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:  # the Hub client raises many unrelated types when it is offline or the id is unknown
+        raise CheckpointError(
+            f"model {name!r} is neither a local folder nor shipped ({', '.join(shipped_models()) or 'none shipped'}), "
+            f"and could not be had from the Hugging Face Hub ({type(error).__name__}). Check the id and the network, "
+            "or download the folder elsewhere and pass its path."
+        ) from error
+
+
+def as_dtype(weights: Weights, dtype: torch.dtype) -> Weights:
+    """Floating-point tensors in another precision; the rest unchanged."""
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

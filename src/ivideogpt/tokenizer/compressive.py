@@ -1,0 +1,267 @@
+"""The compressive tokenizer: context frames in full, every future frame in a few tokens conditioned on them.
+
+Shapes: B videos, T frames, t context frames, F = T - t future frames, R resolution, h latent size, C latent channels,
+N context tokens a frame, M dynamics tokens a frame, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt import hub
+from ivideogpt.config import TokenizerConfig
+from ivideogpt.errors import ShapeError
+from ivideogpt.presets import tokenizer_preset
+from ivideogpt.sequence import TokenLayout
+from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
+from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
+from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
+
+
+@dataclass(frozen=True)
+class EncodedContext:
+    """Context frames as the encoder sees them: made once, used for every future frame that is tokenized."""
+
+    codes: Tensor
+    """(B, t, N) int64."""
+    keys_values: list[KeysValues]
+    """One entry a cross-attention of the prediction encoder."""
+
+
+@dataclass(frozen=True)
+class DecodedContext:
+    """Context frames as the decoder sees them: made once, used for every future frame that is decoded."""
+
+    frames: Tensor
+    """(B, t, 3, R, R), not clamped."""
+    keys_values: list[KeysValues]
+    """One entry a cross-attention of the prediction decoder."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """A video through the tokenizer, with gradients."""
+
+    context: Tensor
+    """(B, t, 3, R, R), not clamped."""
+    future: Tensor
+    """(B, F, 3, R, R), not clamped."""
+    context_codes: Tensor
+    """(B, t, N) int64."""
+    dynamics_codes: Tensor
+    """(B, F, M) int64."""
+    context_vectors: Tensor
+    """(B, t, N, D) what was quantized: candidates for dead codes."""
+    dynamics_vectors: Tensor
+    """(B, F, M, D) what was quantized: candidates for dead codes."""
+    commitment_context: Tensor
+    """Scalar quantizer loss of the context tokens."""
+    commitment_dynamics: Tensor
+    """Scalar quantizer loss of the dynamics tokens."""
+
+
+class CompressiveTokenizer(nn.Module):
+    """Conditional VQGAN with two encoder/decoder pairs (paper section 3.1).
+
+    The context pair is a plain VQGAN; the prediction pair attends to its feature maps and has a tighter bottleneck.
+    """
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        latent, patch = config.latent_channels, config.patch_size
+        self.context_encoder = Encoder(config, cross=False, middle_attention=config.context_mid_attention)
+        self.context_decoder = Decoder(config, cross=False, middle_attention=config.context_mid_attention)
+        self.prediction_encoder = Encoder(config, cross=True, middle_attention=config.prediction_mid_attention)
+        self.prediction_decoder = Decoder(config, cross=True, middle_attention=config.prediction_mid_attention)
+        self.context_quantizer = _quantizer(config, config.context_codes, config.context_levels)
+        self.dynamics_quantizer = _quantizer(config, config.dynamics_codes, config.dynamics_levels)
+        self.context_in = nn.Conv2d(latent, self.context_quantizer.width, 1)
+        self.context_out = nn.Conv2d(self.context_quantizer.width, latent, 1)
+        self.dynamics_in = nn.Linear(latent * patch**2, self.dynamics_quantizer.width)
+        self.dynamics_out = nn.Linear(self.dynamics_quantizer.width, latent * patch**2)
+
+    @classmethod
+    def from_preset(cls, name: str, **changes: Any) -> Self:
+        """Random weights in the shape of a preset (`presets.TOKENIZERS`), with fields changed by keyword.
+
+        Raises:
+            ConfigError: unknown preset or illegal field.
+        """
+        return cls(TokenizerConfig(**{**dict(tokenizer_preset(name)), **changes}))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Load a tokenizer from a folder (native or official layout), a shipped model or a Hub id.
+
+        Raises:
+            CheckpointError: nothing there, or it is damaged or does not fit.
+        """
+        config, weights = hub.load_tokenizer(name)
+        tokenizer = cls(config)
+        hub.load_weights(tokenizer, weights, where=f"tokenizer of {name}")
+        return tokenizer.eval()
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout of the token sequences this tokenizer writes."""
+        return self.config.layout
+
+    # Pixels to tokens and back
+
+    @torch.no_grad()
+    def tokenize(self, frames: Tensor) -> Tensor:
+        """Frames (B,T,3,R,R), float in [0,1] or uint8 -> tokens (B,L) int64.
+
+        Raises:
+            ShapeError: wrong rank, size, type or range, or fewer frames than context.
+        """
+        frames = self.require_frames(frames)
+        t = self.config.context_frames
+        context = self.encode_context(frames[:, :t])
+        dynamics = self.encode_future(frames[:, t:], context)
+        return self.layout.assemble(context.codes, dynamics)
+
+    @torch.no_grad()
+    def detokenize(self, tokens: Tensor) -> Tensor:
+        """Tokens (B,L) int64 -> frames (B,T,3,R,R), float in [0,1].
+
+        Raises:
+            ShapeError: a length that is no whole segment, or an id that is not legal where it stands.
+        """
+        context_codes, dynamics_codes = self.layout.split(tokens)
+        context = self.decode_context(context_codes)
+        future = self.decode_future(dynamics_codes, context)
+        return torch.cat([context.frames, future], dim=1).clamp(0, 1)
+
+    def encode_context(self, frames: Tensor) -> EncodedContext:
+        """Context frames (B,t,3,R,R) in [0,1] -> their codes, and what the prediction encoder attends to."""
+        vectors, maps = self._context_vectors(frames)
+        return EncodedContext(self.context_quantizer(vectors).codes, self._encoder_keys_values(maps))
+
+    def encode_future(self, frames: Tensor, context: EncodedContext) -> Tensor:
+        """Future frames (B,F,3,R,R) in [0,1], any F from 0 -> codes (B,F,M)."""
+        if frames.shape[1] == 0:
+            return context.codes.new_empty(len(frames), 0, self.layout.dynamics_tokens)
+        return self.dynamics_quantizer(self._dynamics_vectors(frames, context.keys_values)).codes
+
+    def decode_context(self, codes: Tensor) -> DecodedContext:
+        """Context codes (B,t,N) -> frames, and what the prediction decoder attends to."""
+        return self._decode_context(self.context_quantizer.lookup(codes))
+
+    def decode_future(self, codes: Tensor, context: DecodedContext) -> Tensor:
+        """Dynamics codes (B,F,M), any F from 0 -> frames (B,F,3,R,R), not clamped."""
+        if codes.shape[1] == 0:
+            return context.frames[:, :0]
+        return self._decode_future(self.dynamics_quantizer.lookup(codes), context)
+
+    def forward(self, frames: Tensor) -> Reconstruction:
+        """Frames (B,T,3,R,R), float in [0,1] or uint8, T > t -> their reconstruction, with gradients."""
+        frames = self.require_frames(frames)
+        t = self.config.context_frames
+        context_vectors, maps = self._context_vectors(frames[:, :t])
+        dynamics_vectors = self._dynamics_vectors(frames[:, t:], self._encoder_keys_values(maps))
+        context = self.context_quantizer(context_vectors)
+        dynamics = self.dynamics_quantizer(dynamics_vectors)
+        decoded = self._decode_context(context.vectors)
+        return Reconstruction(
+            context=decoded.frames,
+            future=self._decode_future(dynamics.vectors, decoded),
+            context_codes=context.codes,
+            dynamics_codes=dynamics.codes,
+            context_vectors=context_vectors,
+            dynamics_vectors=dynamics_vectors,
+            commitment_context=context.loss,
+            commitment_dynamics=dynamics.loss,
+        )
+
+    def with_context_frames(self, context_frames: int) -> CompressiveTokenizer:
+        """A copy for another number of context frames, with the same weights.
+
+        Fewer keeps the learned positions of the newest frames; more repeats those of the oldest frame in front.
+        """
+        other = CompressiveTokenizer(self.config.model_copy(update={"context_frames": context_frames}))
+        weights = dict(self.state_dict())
+        for name, module in self.named_modules():
+            if isinstance(module, CrossAttention):
+                key = f"{name}.context_position"
+                weights[key] = resize_context_position(weights[key], self.config.context_frames, context_frames)
+        other.load_state_dict(weights)
+        return other.to(self.context_in.weight.device).train(self.training)
+
+    def require_frames(self, frames: Tensor) -> Tensor:
+        """Check frames and bring them to float in [0,1], in the weights' precision.
+
+        Raises:
+            ShapeError: names the shape, type or range given, and the rule.
+        """
+        size, t = self.config.resolution, self.config.context_frames
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != (FRAME_CHANNELS, size, size):
+            raise ShapeError(
+                f"frames have shape {tuple(frames.shape)}; this model takes (B, T, {FRAME_CHANNELS}, {size}, {size}). "
+                "Check the channel order and resize the frames."
+            )
+        if frames.shape[1] < t:
+            raise ShapeError(f"{frames.shape[1]} frames are fewer than the {t} context frames of this model.")
+        if frames.dtype == torch.uint8:
+            return frames.to(self.context_in.weight.dtype) / 255
+        if not frames.is_floating_point():
+            raise ShapeError(f"frames have type {frames.dtype}; give float in [0, 1] or uint8 in 0..255.")
+        low, high = (float(x) for x in frames.aminmax()) if frames.numel() else (0.0, 0.0)
+        if not (low >= -1e-3 and high <= 1 + 1e-3):
+            raise ShapeError(
+                f"float frames must lie in [0, 1] and be finite; these lie in [{low:g}, {high:g}]. "
+                "Divide 0..255 frames by 255, or give uint8."
+            )
+        return frames.to(self.context_in.weight.dtype)
+
+    # Parts of both directions
+
+    def _context_vectors(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        latent, maps = self.context_encoder(frames.flatten(0, 1))
+        vectors = self.context_in(latent).flatten(2).transpose(1, 2)  # (B*t, N, D)
+        return vectors.unflatten(0, frames.shape[:2]), maps
+
+    def _encoder_keys_values(self, maps: list[Tensor]) -> list[KeysValues]:
+        return context_keys_values(self.prediction_encoder.cross, maps, self.config.context_frames)
+
+    def _dynamics_vectors(self, frames: Tensor, keys_values: list[KeysValues]) -> Tensor:
+        latent, _ = self.prediction_encoder(frames.flatten(0, 1), keys_values)
+        return self.dynamics_in(self._to_patches(latent)).unflatten(0, frames.shape[:2])
+
+    def _decode_context(self, vectors: Tensor) -> DecodedContext:
+        side, leading = self.config.latent_size, vectors.shape[:2]
+        latent = vectors.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # (B*t, D, h, h)
+        frames, maps = self.context_decoder(self.context_out(latent.to(self.context_out.weight.dtype)))
+        keys_values = context_keys_values(self.prediction_decoder.cross, maps, self.config.context_frames)
+        return DecodedContext(frames.unflatten(0, leading), keys_values)
+
+    def _decode_future(self, vectors: Tensor, context: DecodedContext) -> Tensor:
+        patches = self.dynamics_out(vectors.flatten(0, 1).to(self.dynamics_out.weight.dtype))
+        frames, _ = self.prediction_decoder(self._from_patches(patches), context.keys_values)
+        return frames.unflatten(0, vectors.shape[:2])
+
+    def _to_patches(self, latent: Tensor) -> Tensor:
+        """(B,C,h,h) -> (B,M,p*p*C): a patch vector runs over row in patch, column in patch, channel."""
+        p, side = self.config.patch_size, self.config.latent_size // self.config.patch_size
+        x = latent.unflatten(2, (side, p)).unflatten(4, (side, p))  # (B, C, rows, p, columns, p)
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+    def _from_patches(self, patches: Tensor) -> Tensor:
+        """(B,M,p*p*C) -> (B,C,h,h): the inverse of `_to_patches`."""
+        p, side = self.config.patch_size, self.config.latent_size // self.config.patch_size
+        x = patches.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B, rows, columns, p, p, C)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def _quantizer(
+    config: TokenizerConfig, codes: int, levels: tuple[int, ...]
+) -> VectorQuantizer | FiniteScalarQuantizer:
+    if config.quantizer == "fsq":
+        return FiniteScalarQuantizer(levels)
+    return VectorQuantizer(codes, config.latent_channels)

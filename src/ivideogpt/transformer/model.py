@@ -1,0 +1,238 @@
+"""LLaMA-style transformer that continues the token sequence, taking an action before each future frame.
+
+Shapes: B rows, L tokens, H hidden size, h heads, D channels a head, V vocabulary, T frames, t context frames,
+F = T - t future frames, A action size.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ivideogpt import hub
+from ivideogpt.config import TransformerConfig
+from ivideogpt.errors import ShapeError
+from ivideogpt.presets import transformer_preset
+from ivideogpt.sequence import TokenLayout
+from ivideogpt.transformer.cache import KeyValueCache
+
+_INITIAL_STD = 0.02
+
+
+class TransformerOutput(NamedTuple):
+    """What the transformer predicts for a segment."""
+
+    logits: Tensor
+    """(B, L, V); position i predicts token i + 1."""
+    rewards: Tensor | None
+    """(B, F) reward on arriving at each future frame, on the scale the head was trained on; None without a head."""
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.dropout = layer, config.heads, config.attention_dropout
+        self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
+        self.output = nn.Linear(config.hidden, config.hidden, bias=False)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
+        """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
+        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
+        queries, keys, values = rotate(heads[0], rotary), rotate(heads[1], rotary), heads[2]
+        start = 0
+        if cache is not None:
+            start = cache.length
+            keys, values = cache.append(self.layer, keys, values)
+        dropout = self.dropout if self.training else 0.0
+        if start == 0:
+            y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
+        else:
+            y = F.scaled_dot_product_attention(queries, keys, values, _causal_mask(queries, start), dropout)
+        return self.output(y.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden, 2 * config.feed_forward, bias=False)
+        self.down = nn.Linear(config.feed_forward, config.hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B,n,H) -> (B,n,H)."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """Pre-normalised attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.attention = Attention(config, index)
+        self.feed_forward_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
+        """(B,n,H) -> (B,n,H)."""
+        x = x + self.attention(self.attention_norm(x), rotary, cache)
+        return x + self.feed_forward(self.feed_forward_norm(x))
+
+
+class VideoTransformer(nn.Module):
+    """Next-token prediction over the sequence of `TokenLayout` (paper sections 3.1 and 3.3).
+
+    No action input or reward head unless the configuration asks for them. The action input starts at zero, so
+    a model that gets one continues exactly as it was.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.layout.vocabulary, config.hidden)
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
+        self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
+        self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
+        self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
+        self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
+        head_dim = config.hidden // config.heads
+        powers = torch.arange(0, head_dim, 2).float() / head_dim
+        self.register_buffer("frequencies", config.rope_base**-powers, persistent=False)
+        self._initialise()
+
+    @classmethod
+    def from_preset(cls, name: str, *, layout: TokenLayout | None = None, **changes: Any) -> Self:
+        """Random weights in the shape of a preset (`presets.TRANSFORMERS`), with fields changed by keyword.
+
+        Raises:
+            ConfigError: unknown preset or illegal field.
+        """
+        return cls(TransformerConfig(**{**dict(transformer_preset(name, layout)), **changes}))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path) -> Self:
+        """Load a transformer from a folder (native or official layout), a shipped model or a Hub id.
+
+        Raises:
+            CheckpointError: nothing there, or it is damaged or does not fit.
+        """
+        config, weights = hub.load_transformer(name)
+        transformer = cls(config)
+        hub.load_weights(transformer, weights, where=f"transformer of {name}")
+        return transformer.eval()
+
+    @property
+    def layout(self) -> TokenLayout:
+        """The layout of the token sequences this transformer continues."""
+        return self.config.layout
+
+    def forward(self, tokens: Tensor, actions: Tensor | None = None) -> TransformerOutput:
+        """Predict every next token and, with a reward head, every reward of whole segments.
+
+        Args:
+            tokens: (B, L) int64.
+            actions: (B, T, A), a_j taken at frame j on the way to frame j + 1, the last one unused; or None, which
+                stands for no action even where the model takes one.
+
+        Raises:
+            ShapeError: a length that is no whole segment, or actions that do not fit the model or the tokens.
+        """
+        frames = self.layout.frames(tokens.shape[1])
+        x = self.embedding(tokens)
+        if actions is not None:
+            slots = self.layout.action_positions(frames).to(tokens.device)
+            used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
+            x = x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
+        hidden = self.hidden_states(x)
+        rewards = None
+        if self.reward_head is not None:
+            rewards = self.reward_head(hidden[:, self.layout.reward_positions(frames)])[..., 0]
+        return TransformerOutput(self.head(hidden), rewards)
+
+    def hidden_states(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Embeddings (B,n,H) -> hidden states (B,n,H) after the final norm; with a cache, continue what it holds.
+
+        Raises:
+            ShapeError: more positions than the model or the cache has.
+        """
+        start = 0 if cache is None else cache.length
+        if start + x.shape[1] > self.config.max_positions:
+            raise ShapeError(
+                f"a sequence of {start + x.shape[1]} tokens exceeds the model's {self.config.max_positions} positions. "
+                "Use a shorter horizon."
+            )
+        if cache is not None:
+            cache.require_room(x.shape[1])
+        rotary = self._rotary(start, x.shape[1], x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotary, cache)
+        if cache is not None:
+            cache.advance(x.shape[1])
+        return self.norm(x)
+
+    def embed_actions(self, actions: Tensor) -> Tensor:
+        """Actions (..., A) -> what is added to the slot embeddings, (..., H)."""
+        if self.action_in is None:
+            raise ShapeError("actions were given, but this model takes none. Leave actions out, or use one that does.")
+        return self.action_in(actions.to(self.action_in.weight.dtype))
+
+    def require_actions(self, actions: Tensor, rows: int, frames: int) -> Tensor:
+        """Check a segment's actions (B,T,A) and bring them to the model's device.
+
+        Raises:
+            ShapeError: wrong shape or size, or a value that is not finite.
+        """
+        expected = (rows, frames, self.config.action_dim)
+        if self.action_in is not None and tuple(actions.shape) != expected:
+            raise ShapeError(
+                f"actions have shape {tuple(actions.shape)}; this model takes (B, T, A) = {expected}: one action a frame."
+            )
+        if not torch.isfinite(actions).all():
+            row = int((~torch.isfinite(actions)).flatten(1).any(1).nonzero()[0])
+            raise ShapeError(f"actions of row {row} are not finite. Replace NaN and infinite values.")
+        return actions.to(self.embedding.weight.device)
+
+    def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
+        """An empty cache for `rows` sequences of up to `capacity` tokens, in the weights' precision."""
+        c, weight = self.config, self.embedding.weight
+        return KeyValueCache(c.layers, rows, c.heads, capacity, c.hidden // c.heads, weight.device, weight.dtype)
+
+    def _rotary(self, start: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        positions = torch.arange(start, start + count, device=self.frequencies.device, dtype=torch.float32)
+        angles = torch.outer(positions, self.frequencies.float())
+        angles = torch.cat([angles, angles], dim=-1)  # (n, D)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=_INITIAL_STD)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if self.action_in is not None:
+            nn.init.zeros_(self.action_in.weight)
+
+
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary position embedding of (..., n, D): channel i is paired with channel i + D/2."""
+    cos, sin = rotary
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def _causal_mask(queries: Tensor, start: int) -> Tensor | None:
+    """Mask (n, start + n) for n queries behind `start` cached positions; one query sees everything."""
+    count = queries.shape[2]
+    if count == 1:
+        return None
+    return torch.ones(count, start + count, dtype=torch.bool, device=queries.device).tril(start)
