@@ -49,45 +49,56 @@ class ScriptedPusher:
         """Next target (2,) for the state (5,)."""
         agent, block = state[:2], _block_centre(state)
         if self._steps_left == 0 or (self._pushing and _heads_for_wall(block, self._direction)):
-            self._plan_push(block)
+            self._plan_push(agent, block)
         self._steps_left -= 1
-        side = np.array([-self._direction[1], self._direction[0]])
-        start = _inside(block + side * self._offset - self._direction * _CLEARANCE)
+        start = _push_start(block, self._direction, self._offset)
         if not self._pushing and np.linalg.norm(start - agent) < 30.0:
             self._pushing = True
             self._steps_left = int(self._rng.integers(8, 18))
         goal = agent + self._direction * WORLD_SIZE if self._pushing else _around(agent, start, block)
         return _inside(agent + _clipped(goal - agent, self._lead) + self._noise())
 
-    def _plan_push(self, block: Vector) -> None:
-        """Draw where the next push begins and where it goes; near a wall it goes back to the middle."""
-        aim = _GOAL + self._rng.normal(0.0, 40.0, 2) - block
-        anywhere = self._rng.normal(size=2)
-        if self._rng.random() < 0.5 and not _heads_for_wall(block, anywhere):
-            aim = anywhere
-        self._direction = aim / max(float(np.linalg.norm(aim)), 1e-6)
-        self._offset = self._rng.uniform(-45.0, 45.0)
+    def _plan_push(self, agent: Vector, block: Vector) -> None:
+        """Draw a few pushes and take the one that begins nearest, so that little time is spent without contact."""
+        candidates = [(self._draw_direction(block), self._rng.uniform(-45.0, 45.0)) for _ in range(3)]
+        self._direction, self._offset = min(
+            candidates, key=lambda push: float(np.linalg.norm(_push_start(block, *push) - agent))
+        )
         self._pushing = False
         self._steps_left = 20  # gives up an approach that takes longer
 
+    def _draw_direction(self, block: Vector) -> Vector:
+        """Anywhere or towards the goal, but not into a wall that is near."""
+        direction = self._rng.normal(size=2)
+        if self._rng.random() < 0.5 or _heads_for_wall(block, direction):
+            direction = _GOAL + self._rng.normal(0.0, 40.0, 2) - block
+        return direction / max(float(np.linalg.norm(direction)), 1e-6)
+
 
 class SmoothWanderer:
-    """Free motion: the target follows a sum of slow sines, a different one in x and y, anywhere in the world."""
+    """Free motion: the target follows a sum of slow sines, a different one in x and y, about a point near the block.
+
+    It meets the block now and then, from any side and at any speed.
+    """
 
     def __init__(self, rng: np.random.Generator) -> None:
         self._frequency = rng.uniform(0.04, 0.22, (2, 3))  # radians a step
         self._phase = rng.uniform(0.0, 2 * np.pi, (2, 3))
         weight = rng.uniform(0.2, 1.0, (2, 3))
         self._weight = weight / weight.sum(axis=1, keepdims=True)
-        self._reach = rng.uniform(0.6, 1.3) * (WORLD_SIZE / 2 - _MARGIN)
+        self._reach = rng.uniform(100.0, 300.0)
+        self._centre: Vector | None = None
+        self._rng = rng
         self._noise = _SlowNoise(rng, scale=4.0)
         self._step = 0
 
     def __call__(self, state: Vector) -> Vector:
-        """Next target (2,); the state is ignored."""
+        """Next target (2,) for the state (5,), which matters only at the first step."""
+        if self._centre is None:
+            self._centre = _inside(_block_centre(state) + self._rng.normal(0.0, 80.0, 2))
         waves = np.sin(self._frequency * self._step + self._phase)
         self._step += 1
-        return _inside(WORLD_SIZE / 2 + self._reach * (self._weight * waves).sum(axis=1) + self._noise())
+        return _inside(self._centre + self._reach * (self._weight * waves).sum(axis=1) + self._noise())
 
 
 class _SlowNoise:
@@ -107,6 +118,12 @@ class _SlowNoise:
 def _block_centre(state: Vector) -> Vector:
     cos, sin = np.cos(state[4]), np.sin(state[4])
     return state[2:4] + np.array([[cos, -sin], [sin, cos]]) @ _MASS_CENTRE
+
+
+def _push_start(block: Vector, direction: Vector, offset: float) -> Vector:
+    """Where a push begins: behind the block, `offset` to the side of its centre."""
+    side = np.array([-direction[1], direction[0]])
+    return _inside(block + side * offset - direction * _CLEARANCE)
 
 
 def _heads_for_wall(block: Vector, direction: Vector) -> bool:
