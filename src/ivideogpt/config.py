@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -159,3 +160,160 @@ class SamplingConfig(Config):
     """Divides the logits; 0 takes the most likely token."""
     top_k: int = Field(100, ge=0)
     """Only the k most likely tokens are drawn; 0 for all."""
+
+
+class TrainingConfig(Config):
+    """What every training has in common (paper appendix A.2 and A.4)."""
+
+    data: Path
+    """Folder of recorded episodes (.npz)."""
+    out: Path
+    """Run folder: checkpoints, logs, pictures, and `model/`, ready to load."""
+    steps: int = Field(10_000, ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(16, ge=1)
+    """Segments in one micro-batch."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-batches whose gradients are averaged for one optimizer step."""
+    learning_rate: float = Field(5e-4, gt=0)
+    """Highest learning rate."""
+    warmup: int = Field(500, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After the warm-up: constant, or a cosine that reaches zero at the last step."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW weight decay; never on embeddings, norms and biases."""
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights that is saved as the model; 0 saves the weights themselves."""
+    augment: Literal["none", "standard", "strong"] = "none"
+    """Random crop and colour jitter, one draw for the whole segment (paper appendix A.2)."""
+    step_size: int = Field(1, ge=1)
+    """Recorded frames from one frame of a segment to the next."""
+    camera_key: str = "image"
+    """Name of the frames inside an episode file."""
+    action_key: str = "action"
+    """Name of the actions inside an episode file."""
+    seed: int = Field(0, ge=0)
+    """Decides initial weights, the train/validation split, the batches and the dropout."""
+    workers: int = Field(0, ge=0)
+    """Processes that prepare batches; 0 prepares them in the training process. The batches are the same."""
+    cache_mb: int = Field(2048, ge=0)
+    """Memory for episodes already read, MB, shared out among the workers."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """bf16 runs matrix products and convolutions in bfloat16; auto does so where the hardware has it."""
+    log_every: int = Field(50, ge=1)
+    """Steps between two log entries."""
+    validate_every: int = Field(500, ge=1)
+    """Steps between two validations on held-out episodes, with sample pictures."""
+    validation_batches: int = Field(4, ge=1)
+    """Batches of one validation."""
+    save_every: int = Field(500, ge=1)
+    """Steps between two checkpoints."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept; older ones are removed."""
+    resume: bool = False
+    """Continue the run in `out` exactly where its last checkpoint stands."""
+    overwrite: bool = False
+    """Start afresh in a run folder that is not empty. The old run is removed."""
+
+    @model_validator(mode="after")
+    def _check_resume(self) -> TrainingConfig:
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite are both set; the one continues the run, the other removes it.")
+        return self
+
+
+class TokenizerTrainingConfig(TrainingConfig):
+    """Training of the compressive tokenizer."""
+
+    preset: str = "nano-64"
+    """Tokenizer preset: nano-64, oxe-64, oxe-256."""
+    start_from: str | None = None
+    """Fine-tune this model (folder, shipped model or Hub id) instead of starting from random weights."""
+    context_frames: int | None = Field(None, ge=1)
+    """Context frames; the preset's, or the fine-tuned model's, where left out."""
+    quantizer: Literal["vq", "fsq"] | None = None
+    """Quantizer; the preset's where left out."""
+    future_frames: int = Field(6, ge=1)
+    """Future frames in a segment, drawn at random from the rest of the horizon."""
+    horizon: int = Field(16, ge=2)
+    """Frames from which a segment is drawn."""
+    goal: bool = False
+    """Draw the context frames at random from the horizon too, as the goal-conditioned model needs."""
+    motion_weight: float = Field(4.0, ge=0)
+    """Extra weight of pixels that change within the segment, so that small moving things survive: a pixel that goes
+    from black to white weighs 1 + this much. 0 is the paper's plain L1."""
+    vgg16_weights: Path | None = None
+    """torchvision VGG16 state dict for the perceptual loss (LPIPS); without it the perceptual loss is left out."""
+    lpips_heads: Path | None = None
+    """LPIPS heads for VGG16, from the lpips project."""
+    perceptual_weight: float = Field(1.0, ge=0)
+    """Weight of the perceptual loss."""
+    revive_every: int = Field(100, ge=0)
+    """vq only: codes that were not used in this many steps are moved onto encoder outputs; 0 never does."""
+    freeze_codebooks: bool = False
+    """vq only: leave both codebooks as they are."""
+    gan: bool = False
+    """Add the hinge GAN of the 256-pixel model."""
+    gan_start: int = Field(250_000, ge=0)
+    """First step of the GAN."""
+    gan_weight: float = Field(0.8, ge=0)
+    """Weight of the generator loss, times the adaptive weight."""
+
+    @model_validator(mode="after")
+    def _check_files(self) -> TokenizerTrainingConfig:
+        if (self.vgg16_weights is None) != (self.lpips_heads is None):
+            raise ConfigError("vgg16_weights and lpips_heads belong together: give both files, or neither.")
+        return self
+
+
+class TransformerTrainingConfig(TrainingConfig):
+    """Training of the transformer on the tokens of a frozen tokenizer."""
+
+    tokenizer: str = "pusht-64"
+    """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id."""
+    preset: str = "nano"
+    """Transformer preset: nano, small, medium."""
+    start_from: str | None = None
+    """Fine-tune this model's transformer instead of starting from random weights. An action input or reward head that
+    it lacks is added."""
+    segment_frames: int = Field(16, ge=2)
+    """Frames of a segment, context included."""
+    goal: bool = False
+    """Goal-conditioned prediction: the segment's last frame is also put first."""
+    actions: bool = True
+    """Take actions, where the episodes have them; off trains an action-free model."""
+    rewards: bool = False
+    """Predict rewards, where the episodes have them."""
+    reward_symlog: bool = False
+    """Train the reward head on symlog(reward)."""
+    attention_dropout: float | None = Field(None, ge=0, lt=1)
+    """Attention dropout; the preset's where left out."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Highest learning rate."""
+    warmup: int = Field(5_000, ge=0)
+    """Steps of linear warm-up."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """After the warm-up: constant, or a cosine that reaches zero at the last step."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW weight decay; never on embeddings, norms and biases."""
+    cache_tokens: int = Field(0, ge=0)
+    """Tokenize this many training segments once and reuse them, instead of tokenizing every batch; 0 never does.
+    Only without augmentation."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature written into the saved model."""
+    top_k: int = Field(100, ge=0)
+    """Sampling top-k written into the saved model; 0 for all."""
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> TransformerTrainingConfig:
+        if self.cache_tokens and self.augment != "none":
+            raise ConfigError(
+                f"cache_tokens is {self.cache_tokens} with augmentation {self.augment!r}; cached tokens are those of "
+                "one fixed picture. Set augment to none, or cache_tokens to 0."
+            )
+        return self

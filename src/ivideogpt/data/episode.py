@@ -1,4 +1,4 @@
-"""Episode: one recorded video with what was done and received along it. Everything downstream trusts its checks."""
+"""Episode: one recorded video with what was done and received along it; all above trust its checks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ivideogpt.errors import EpisodeError
 
-JsonValue: TypeAlias = "None | bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue]"
+JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping[str, JsonValue] | None"
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +21,8 @@ class Episode:
 
     Attributes:
         frames: (T, H, W, 3) uint8, RGB, at least one frame.
-        actions: (T, A) float32, finite; `actions[j]` is taken at frame j, on the way to frame j + 1, so the last row
-            is unused. None for plain video.
+        actions: (T, A) float32, finite; `actions[j]` is taken at frame j, on the way to frame j + 1, so the
+            last row is unused. None for plain video.
         rewards: (T,) float32, finite; `rewards[j]` is received on arriving at frame j, so the first is 0.
         states: (T, S) float32, the simulator's truth, for evaluation only.
         metadata: where the episode comes from; must survive a round trip through JSON.
@@ -62,7 +62,7 @@ def require_channels_last(shape: tuple[int, ...], name: str = "frames") -> None:
         EpisodeError: another rank, channels in front, not three channels, or nothing in it.
     """
     if len(shape) != 4:
-        raise EpisodeError(f"{name} have shape {shape}; they must be (T, H, W, 3). Stack the frames of one episode.")
+        raise EpisodeError(f"{name} have shape {shape}; they must be (T, H, W, 3): the RGB frames of one episode.")
     _, second, _, last = shape
     if last != 3 and second == 3:
         raise EpisodeError(
@@ -71,8 +71,8 @@ def require_channels_last(shape: tuple[int, ...], name: str = "frames") -> None:
         )
     if last != 3 and second % 3 == 0 and 0 < second < min(shape[2:]):
         raise EpisodeError(
-            f"{name} have shape {shape}, channels first with {second // 3} frames stacked as channels; they must be "
-            "(T, H, W, 3). Keep one frame and transpose: frames[:, -3:].transpose(0, 2, 3, 1)."
+            f"{name} have shape {shape}, channels first, {second // 3} frames stacked as channels; they must "
+            "be (T, H, W, 3). Keep one frame and transpose: frames[:, -3:].transpose(0, 2, 3, 1)."
         )
     if last != 3:
         raise EpisodeError(
@@ -80,16 +80,16 @@ def require_channels_last(shape: tuple[int, ...], name: str = "frames") -> None:
             "Convert grey frames by repeating the channel, and drop alpha or depth."
         )
     if 0 in shape:
-        raise EpisodeError(f"{name} have shape {shape}; an episode has at least one frame of at least one pixel.")
+        raise EpisodeError(f"{name} have shape {shape}; an episode needs at least one frame of one pixel.")
 
 
 def _check_frames(frames: Any) -> None:
     if not isinstance(frames, np.ndarray):
-        raise EpisodeError(f"frames are a {type(frames).__name__}; they must be a numpy array (T, H, W, 3) of uint8.")
+        raise EpisodeError(f"frames are a {type(frames).__name__}; they must be a numpy array of uint8.")
     require_channels_last(frames.shape)
     if frames.dtype != np.uint8:
         raise EpisodeError(
-            f"frames are {frames.dtype}; they must be uint8 in 0..255. Multiply frames in [0, 1] by 255 and round."
+            f"frames are {frames.dtype}; they must be uint8 in 0..255. Multiply frames in [0, 1] by 255 and round them."
         )
 
 
@@ -99,7 +99,7 @@ def _check_track(name: str, values: Any, rank: int, length: int) -> None:
         return
     if not isinstance(values, np.ndarray) or values.dtype != np.float32:
         found = values.dtype if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
-        raise EpisodeError(f"{name} are {found}; they must be a numpy array of float32. Use {name}.astype('float32').")
+        raise EpisodeError(f"{name} are {found}; they must be a numpy array of float32. Convert them.")
     if values.ndim != rank:
         wanted = "(T,)" if rank == 1 else "(T, size)"
         raise EpisodeError(f"{name} have shape {values.shape}; they must be {wanted}. Reshape them.")
@@ -132,5 +132,5 @@ def _check_metadata(metadata: Mapping[str, JsonValue]) -> None:
         json.dumps(dict(metadata), allow_nan=False)
     except (TypeError, ValueError) as error:
         raise EpisodeError(
-            f"metadata cannot be written as JSON ({error}). Keep to text, finite numbers, lists and dictionaries."
+            f"metadata cannot be written as JSON ({error}). Keep to text, finite numbers, lists and mappings."
         ) from error

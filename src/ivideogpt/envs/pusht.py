@@ -1,13 +1,15 @@
-"""Push-T: a round agent pushes a T-shaped block towards a goal pose. A thin wrapper of the `gym-pusht` simulator.
+"""Push-T: a round agent pushes a T-shaped block towards a goal pose. A thin wrapper of `gym-pusht`.
 
-The simulator's world is a square of 512 units, x to the right and y down. A frame of R pixels samples it at the pixel
-centres, so pixel (column, row) = (0, 0) has its centre at world (R' / 2 - 0.5) with R' = 512 / R.
+The simulator's world is a square of 512 units, x to the right and y down. Pixel i of R along a side of a
+frame shows the world at (i + 0.5) * 512 / R - 0.5.
 """
 
 from __future__ import annotations
 
 import os
-from typing import Any, SupportsFloat
+import sys
+from types import ModuleType
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -25,7 +27,7 @@ GOAL_COLOUR = (144, 238, 144)
 
 # The T in the block's own frame: (left, top, right, bottom) of bar and stem, in world units.
 _BLOCK_PARTS = ((-60.0, 0.0, 60.0, 30.0), (-15.0, 30.0, 15.0, 120.0))
-# The simulator draws the block's outline with a pen of this radius, so the picture is this much larger than the shape.
+# The simulator draws the outline with a pen of this radius, so the picture is larger than the shape.
 _PEN_RADIUS = 2.0
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -34,16 +36,16 @@ Floats = npt.NDArray[np.floating[Any]]
 class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
     """Push-T with small RGB frames and actions in [-1, 1]^2.
 
-    Observation: (64, 64, 3) uint8. Action: (2,) float32, the position the agent is drawn to, (-1, -1) the top left
-    corner and (1, 1) the bottom right; values outside are clipped. Reward in [0, 1]: covered part of the goal.
-    `info["state"]`: (5,) float64, agent x, y and block x, y in world units, block angle in radians (unwrapped).
-    `terminated` when the goal is covered to 95 %; stepping on is allowed. 10 steps a second.
+    Observation: (64, 64, 3) uint8. Action: (2,) float32, the position the agent is drawn to, (-1, -1) the top
+    left corner and (1, 1) the bottom right; values outside are clipped. Reward in [0, 1]: the part of the goal
+    that is covered. `info["state"]`: (5,) float64, agent x, y and block x, y in world units, block angle in radians
+    (unwrapped). `terminated` when the goal is covered to 95 %; stepping on is allowed. 10 steps a second.
 
     Raises:
         InputError: `gym-pusht` is not installed, or an action is not two finite numbers.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": FRAME_RATE}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FRAME_RATE}
 
     def __init__(self, render_mode: str | None = "rgb_array") -> None:
         self.render_mode = render_mode
@@ -60,18 +62,16 @@ class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
         self._frame, info = self._simulator.reset(seed=seed, options=options)
         return self._frame.copy(), _with_state(info)
 
-    def step(
-        self, action: npt.NDArray[np.float32]
-    ) -> tuple[npt.NDArray[np.uint8], SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Draw the agent towards `action` for a tenth of a second; the usual five of Gymnasium."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (2,) or not np.isfinite(action).all():
-            raise InputError(f"action {action.tolist()}: a Push-T action is two finite numbers in [-1, 1].")
-        target = action_to_world(np.clip(action, -1.0, 1.0))
+        wanted = np.asarray(action, np.float64)
+        if wanted.shape != (2,) or not np.isfinite(wanted).all():
+            raise InputError(f"action {wanted.tolist()}: a Push-T action is two finite numbers in [-1, 1].")
+        target = action_to_world(np.clip(wanted, -1.0, 1.0))
         self._frame, reward, terminated, truncated, info = self._simulator.step(target)
         return self._frame.copy(), float(reward), bool(terminated), truncated, _with_state(info)
 
-    def render(self) -> npt.NDArray[np.uint8] | None:  # type: ignore[override]
+    def render(self) -> npt.NDArray[np.uint8] | None:
         """The current frame, (64, 64, 3) uint8; None without a render mode."""
         return self._frame.copy() if self.render_mode == "rgb_array" else None
 
@@ -82,7 +82,7 @@ class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
 
 def action_to_world(action: Floats) -> Floats:
     """Map actions in [-1, 1] to world units, any shape."""
-    return (action + 1.0) * (WORLD_SIZE / 2)
+    return np.multiply(action + 1.0, WORLD_SIZE / 2)
 
 
 def world_to_action(position: Floats) -> npt.NDArray[np.float32]:
@@ -109,17 +109,17 @@ def block_mask(state: Floats, resolution: int = RESOLUTION) -> npt.NDArray[np.bo
     return mask
 
 
-def agent_position(state: Floats, resolution: int = RESOLUTION) -> npt.NDArray[np.float64]:
+def agent_position(state: Floats, resolution: int = RESOLUTION) -> Floats:
     """Centre of the agent as (column, row) in pixels, where whole numbers are pixel centres.
 
     Args:
         state: (5,) as in `PushT`.
         resolution: pixels along a side.
     """
-    return (np.asarray(state[:2], np.float64) + 0.5) * (resolution / WORLD_SIZE) - 0.5
+    return (state[:2].astype(np.float64) + 0.5) * (resolution / WORLD_SIZE) - 0.5
 
 
-def _pixel_centres(resolution: int) -> npt.NDArray[np.float64]:
+def _pixel_centres(resolution: int) -> Floats:
     return (np.arange(resolution) + 0.5) * (WORLD_SIZE / resolution) - 0.5
 
 
@@ -131,9 +131,49 @@ def _load_simulator() -> Any:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # draw without a screen
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
-        from gym_pusht.envs.pusht import PushTEnv
+        simulator = _simulator_class()
     except ImportError as error:
         raise InputError(
             f"Push-T needs the package gym-pusht, which cannot be imported ({error}). Install it: pip install gym-pusht"
         ) from error
-    return PushTEnv(obs_type="pixels", observation_width=RESOLUTION, observation_height=RESOLUTION)
+    return simulator(obs_type="pixels", observation_width=RESOLUTION, observation_height=RESOLUTION)
+
+
+def _simulator_class() -> Any:
+    """The simulator with its pictures sampled by us, so that it runs without OpenCV.
+
+    gym-pusht imports OpenCV, whose wheel needs libGL, GLib and X11 from the system, only to make its picture smaller
+    and to draw a marker that we never ask for. Where OpenCV cannot be imported, an empty module stands in for it
+    while gym-pusht is imported.
+    """
+    stand_in = not _has_opencv()
+    if stand_in:
+        sys.modules["cv2"] = ModuleType("cv2")
+    try:
+        from gym_pusht.envs.pusht import PushTEnv
+    finally:
+        if stand_in:
+            del sys.modules["cv2"]
+    from pygame.surfarray import array3d
+
+    class Simulator(PushTEnv):  # type: ignore[misc]
+        def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> Any:
+            return _shrink(array3d(screen).transpose(1, 0, 2), width)
+
+    return Simulator
+
+
+def _has_opencv() -> bool:
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _shrink(picture: npt.NDArray[np.uint8], resolution: int) -> npt.NDArray[np.uint8]:
+    """Sample a square picture at the pixel centres: bilinear, to the last bit what OpenCV's resize gives."""
+    step = len(picture) // resolution
+    near = np.arange(resolution) * step + step // 2 - 1
+    rows = picture[near].astype(np.uint16) + picture[near + 1]
+    return ((rows[:, near] + rows[:, near + 1] + 2) // 4).astype(np.uint8)

@@ -1,7 +1,7 @@
 """Two ways to move in Push-T that make a world model see what matters: contacts, and free motion.
 
-A policy maps the simulator's state (5,) to the next target of the agent, both in world units (see `pusht`). Its
-randomness comes only from the generator it is given.
+A policy maps the simulator's state (5,) to the next target of the agent, both in world units (see `pusht`).
+Its randomness comes only from the generator it is given.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Policy(Protocol):
 class ScriptedPusher:
     """Contact-rich motion: go to a side of the block, push through it, go to another side, and so on.
 
-    Half of the pushes head for the goal and half anywhere; a sideways offset makes the block turn. How fast the agent
-    moves differs from episode to episode, and noise that changes slowly is added to every target.
+    About half of the pushes head for the goal, the others anywhere; a sideways offset makes the block turn. The
+    agent's speed differs from episode to episode, and noise that changes slowly is added to every target.
     """
 
     def __init__(self, rng: np.random.Generator) -> None:
@@ -59,7 +59,7 @@ class ScriptedPusher:
         return _inside(agent + _clipped(goal - agent, self._lead) + self._noise())
 
     def _plan_push(self, agent: Vector, block: Vector) -> None:
-        """Draw a few pushes and take the one that begins nearest, so that little time is spent without contact."""
+        """Draw a few pushes and take the one that begins nearest: little time passes without contact."""
         candidates = [(self._draw_direction(block), self._rng.uniform(-45.0, 45.0)) for _ in range(3)]
         self._direction, self._offset = min(
             candidates, key=lambda push: float(np.linalg.norm(_push_start(block, *push) - agent))
@@ -76,7 +76,7 @@ class ScriptedPusher:
 
 
 class SmoothWanderer:
-    """Free motion: the target follows a sum of slow sines, a different one in x and y, about a point near the block.
+    """Free motion: the target follows slow sines, different ones in x and y, around a point near the block.
 
     It meets the block now and then, from any side and at any speed.
     """
@@ -117,7 +117,8 @@ class _SlowNoise:
 
 def _block_centre(state: Vector) -> Vector:
     cos, sin = np.cos(state[4]), np.sin(state[4])
-    return state[2:4] + np.array([[cos, -sin], [sin, cos]]) @ _MASS_CENTRE
+    centre: Vector = state[2:4] + np.array([[cos, -sin], [sin, cos]]) @ _MASS_CENTRE
+    return centre
 
 
 def _push_start(block: Vector, direction: Vector, offset: float) -> Vector:

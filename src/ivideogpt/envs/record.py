@@ -14,7 +14,7 @@ from ivideogpt.envs.pusht_policies import Policy, ScriptedPusher, SmoothWanderer
 from ivideogpt.errors import EpisodeError, InputError, unknown_name
 from ivideogpt.files import require_free_output
 
-TRAINING_SEEDS = range(0, 100_000)
+TRAINING_SEEDS = range(100_000)
 EVALUATION_SEEDS_FROM = 900_000
 _LAST_SEED = 10**9
 _SCRIPTED_SHARE = 0.7
@@ -33,7 +33,7 @@ def record_episodes(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Record episodes into `out/episode_{seed:06d}.npz`, one file for each of the seeds `seed .. seed + episodes - 1`.
+    """Record episodes into `out/episode_{seed:06d}.npz`, one file for each seed from `seed` on.
 
     Args:
         env_name: the simulator; `pusht` is the one there is.
@@ -73,7 +73,7 @@ def record_episodes(
 def pusht_episode(seed: int, length: int = 100) -> Episode:
     """Record one Push-T episode in memory; the same seed and length give the same episode.
 
-    Seven in ten episodes push the block about by script, the others move smoothly at random (metadata `policy`). The
+    Seven in ten episodes push the block by script, the others move smoothly at random (metadata `policy`). An
     episode goes on after success. States are those of `PushT`.
 
     Raises:

@@ -111,12 +111,11 @@ class FiniteScalarQuantizer(nn.Module):
         return torch.tanh(vectors + shift) * half_width - offset
 
 
-def usage(codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Codebook usage of a batch of codes.
+def usage(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Codebook usage from how often each code occurred, (K,).
 
     Returns:
         The share of the codebook that occurs, in [0, 1], and the perplexity `exp(entropy)`, in [1, K].
     """
-    counts = torch.bincount(codes.flatten(), minlength=size).float()
-    share = counts / counts.sum().clamp(min=1)
+    share = counts.float() / counts.sum().clamp(min=1)
     return (counts > 0).float().mean(), torch.special.entr(share).sum().exp()

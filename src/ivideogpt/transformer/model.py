@@ -148,16 +148,28 @@ class VideoTransformer(nn.Module):
             ShapeError: a length that is no whole segment, or actions that do not fit the model or the tokens.
         """
         frames = self.layout.frames(tokens.shape[1])
-        x = self.embedding(tokens)
-        if actions is not None:
-            slots = self.layout.action_positions(frames).to(tokens.device)
-            used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
-            x = x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
-        hidden = self.hidden_states(x)
-        rewards = None
-        if self.reward_head is not None:
-            rewards = self.reward_head(hidden[:, self.layout.reward_positions(frames)])[..., 0]
+        hidden = self.hidden_states(self.embed(tokens, actions))
+        rewards = self.rewards(hidden[:, self.layout.reward_positions(frames)])
         return TransformerOutput(self.head(hidden), rewards)
+
+    def embed(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
+        """Whole segments (B,L), with actions (B,T,A) added at their slots -> embeddings (B,L,H)."""
+        frames = self.layout.frames(tokens.shape[1])
+        x = self.embedding(tokens)
+        if actions is None:
+            return x
+        slots = self.layout.action_positions(frames).to(tokens.device)
+        used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
+        return x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
+
+    def rewards(self, hidden: Tensor) -> Tensor | None:
+        """Hidden states (..., H) of last tokens -> rewards (...) on the head's scale; None without a head."""
+        return None if self.reward_head is None else self.reward_head(hidden)[..., 0]
+
+    def dynamics_logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states (..., H) -> logits (..., Kd) of the ids that are legal inside a future frame, and no others."""
+        ids = self.layout.dynamics_ids
+        return F.linear(hidden, self.head.weight[ids.start : ids.stop])
 
     def hidden_states(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Embeddings (B,n,H) -> hidden states (B,n,H) after the final norm; with a cache, continue what it holds.

@@ -1,7 +1,7 @@
 """The official episode format: one `.npz` per episode.
 
-Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S) and
-`metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; they are converted on reading.
+Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S)
+and `metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; reading converts them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import write_atomically
 
 REWARD_KEY, STATE_KEY, METADATA_KEY = "reward", "state", "metadata"
+
+# What numpy and zipfile raise on files that begin well.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
 def read_episode(path: Path | str, camera_key: str = "image", action_key: str | None = "action") -> Episode:
@@ -31,21 +34,26 @@ def read_episode(path: Path | str, camera_key: str = "image", action_key: str | 
         action_key: which array holds the actions; None reads plain video.
 
     Raises:
-        EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message begins
-            with the path.
+        EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message
+            begins with the path.
     """
     path = Path(path)
     if not path.is_file():
         raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
     try:
+        if not _is_zip(path):
+            raise EpisodeError(
+                "truncated, or not an .npz archive at all. Copy or record it again, or save it with "
+                "numpy.savez_compressed."
+            )
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise EpisodeError("this is a single array, not an .npz archive. Save with numpy.savez_compressed.")
             return _episode_from(archive, camera_key, action_key)
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError) as error:
-        _refuse_damaged(path, error)
+    except PermissionError as error:
+        raise EpisodeError(f"{path}: no permission to read it. Change its permissions or copy it.") from error
+    except _DAMAGE as error:
+        raise EpisodeError(f"{path}: damaged ({error}). Copy or record it again.") from error
 
 
 def write_episode(path: Path | str, episode: Episode) -> None:
@@ -81,7 +89,7 @@ class NpzFolder:
         # Names that begin with a dot are files still being written.
         self._paths = sorted(path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
         if not self._paths:
-            raise EpisodeError(f"{self.folder}: holds no episode file (*.npz). Record some, or give another folder.")
+            raise EpisodeError(f"{self.folder}: no episode file (*.npz) in it. Record some, or give another folder.")
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -93,6 +101,11 @@ class NpzFolder:
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
         return read_episode(self._paths[index], self.camera_key, self.action_key)
+
+
+def _is_zip(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK" and zipfile.is_zipfile(file)
 
 
 def _episode_from(archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None) -> Episode:
@@ -121,7 +134,7 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArr
         if "allow_pickle" not in str(error):
             raise
         raise EpisodeError(
-            f"key {key!r} holds Python objects, most likely frames of unequal size, and pickled data is never opened. "
+            f"key {key!r} holds Python objects, likely frames of unequal size; pickled data is never opened. "
             "Bring all frames of the episode to one size and save one plain array."
         ) from error
 
@@ -137,9 +150,9 @@ def _read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
     try:
         metadata = json.loads(text)
     except json.JSONDecodeError as error:
-        raise EpisodeError(f"key {METADATA_KEY!r} is not JSON ({error}). Store json.dumps(...) of a dictionary.") from error
+        raise EpisodeError(f"key {METADATA_KEY!r} is not JSON ({error}). Store json.dumps of a dict.") from error
     if not isinstance(metadata, dict):
-        raise EpisodeError(f"key {METADATA_KEY!r} holds a {type(metadata).__name__}. Store a JSON dictionary.")
+        raise EpisodeError(f"key {METADATA_KEY!r} is a {type(metadata).__name__}. Store json.dumps of a dict.")
     return metadata
 
 
@@ -149,11 +162,11 @@ def _as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "iuf":
-        raise EpisodeError(f"images are {images.dtype}; they must be numbers: uint8 in 0..255, or floats in [0, 1].")
+        raise EpisodeError(f"images are {images.dtype}; store them as uint8 in 0..255, or as floats in [0, 1].")
     low, high = images.min(), images.max()
     limit = 1 if images.dtype.kind == "f" else 255
     if not (low >= 0 and high <= limit):  # false for NaN as well
-        cure = "Divide frames in 0..255 by 255, or store them as uint8." if limit == 1 else "Store them as uint8."
+        cure = "Store frames in 0..255 as uint8." if limit == 255 or high > 1 else "Scale them to this range."
         raise EpisodeError(f"{images.dtype} images range over {low}..{high}; the range is 0..{limit}. {cure}")
     scaled = np.rint(images * 255) if limit == 1 else images
     return scaled.astype(np.uint8)
@@ -164,13 +177,3 @@ def _as_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         raise EpisodeError(f"{name} are {values.dtype}; they must be real numbers.")
     with np.errstate(over="ignore"):  # Episode names the row that overflows
         return values.astype(np.float32)
-
-
-def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
-    if isinstance(error, PermissionError):
-        raise EpisodeError(f"{path}: no permission to read it. Change its permissions or copy it.") from error
-    with open(path, "rb") as file:
-        is_zip = file.read(2) == b"PK"
-    if is_zip:
-        raise EpisodeError(f"{path}: truncated or damaged ({error}). Record or copy the episode again.") from error
-    raise EpisodeError(f"{path}: not an .npz archive. Save with numpy.savez_compressed.") from error

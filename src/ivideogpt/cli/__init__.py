@@ -1,0 +1,1 @@
+"""The `ivideogpt` command: one file per command, no logic of its own."""

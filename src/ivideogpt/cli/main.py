@@ -1,0 +1,77 @@
+"""`ivideogpt <command>`: finds the command, reads its options, runs it, and words its errors.
+
+The command `train tokenizer` is the module `ivideogpt.cli.train_tokenizer`, with a class `Options` and a function
+`run(options)`. Only the module of the chosen command is imported, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ivideogpt import __version__
+from ivideogpt.errors import InputError, unknown_name
+
+COMMANDS = {
+    "demo": "imagine fresh Push-T episodes with the shipped model, and show them",
+    "record": "record episodes from a simulator",
+    "train tokenizer": "train a tokenizer on episodes",
+    "train transformer": "train a transformer on the tokens of a trained tokenizer",
+    "predict": "imagine the future of one episode, beside what really happened",
+    "bench": "measure speed against the straightforward way",
+    "info": "say what a model is",
+}
+
+_HELP_FLAGS = ("-h", "--help", "help")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0 done, 2 a mistake of the user's, 130 interrupted.
+
+    Args:
+        argv: the words after `ivideogpt`; None takes them from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in _HELP_FLAGS:
+        print(_help(list(COMMANDS)))
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(f"ivideogpt {__version__}")
+        return 0
+    for size in (2, 1):
+        name = " ".join(words[:size])
+        if name in COMMANDS:
+            return _run(name, words[size:])
+    members = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if members and words[1:2] and words[1] in _HELP_FLAGS:
+        print(_help(members))
+        return 0
+    typed = " ".join(words[:2] if members else words[:1])
+    raise InputError(unknown_name("command", typed, members or COMMANDS))
+
+
+def _run(name: str, words: list[str]) -> int:
+    from ivideogpt.cli.options import parse_options
+
+    command = importlib.import_module(f"ivideogpt.cli.{name.replace(' ', '_')}")
+    command.run(parse_options(command.Options, prog=f"ivideogpt {name}", words=words))
+    return 0
+
+
+def _help(names: list[str]) -> str:
+    width = max(map(len, names))
+    lines = ["usage: ivideogpt <command> [options]", "", "commands:"]
+    lines += [f"  {name:<{width}}   {COMMANDS[name]}" for name in names]
+    return "\n".join([*lines, "", "ivideogpt <command> --help explains every option.  ivideogpt --version"])

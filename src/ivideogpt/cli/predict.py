@@ -1,0 +1,161 @@
+"""`ivideogpt predict`: what a model imagines beside what really happened, as pictures and figures."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
+
+from ivideogpt.cli.console import finish, report, tell
+from ivideogpt.cli.options import Json
+from ivideogpt.cli.options import Options as BaseOptions
+from ivideogpt.errors import InputError
+
+if TYPE_CHECKING:
+    from ivideogpt.config import SamplingConfig
+    from ivideogpt.data.episode import Episode
+    from ivideogpt.evaluation.prediction import Prediction
+    from ivideogpt.world_model import WorldModel
+
+
+class Options(BaseOptions):
+    """Imagine the future of one recorded episode, and show it beside what really happened.
+
+    Writes prediction.mp4, prediction.gif, strip.png, psnr.png and metrics.json. The figures stand between copying the
+    last context frame (the floor) and the tokenizer's own reconstruction (the ceiling); shuffled actions show how much
+    the model heeds them.
+    """
+
+    model: str
+    """A shipped model, a model folder, or a Hub id."""
+    episode: str
+    """An episode file (.npz), or pusht:SEED to record a Push-T episode on the spot; seeds from 900000 are held out."""
+    out: Path | None = None
+    """Folder for what is written; outputs/predict/<episode> where left out."""
+    start: int = Field(0, ge=0)
+    """First context frame."""
+    horizon: int = Field(14, ge=1)
+    """Future frames to imagine."""
+    seed: int = Field(0, ge=0)
+    """Decides every draw."""
+    temperature: float | None = Field(None, ge=0)
+    """Divides the logits, 0 takes the most likely token; the model's own value where left out."""
+    top_k: int | None = Field(None, ge=0)
+    """Only the k most likely tokens are drawn, 0 for all; the model's own value where left out."""
+    camera_key: str = "image"
+    """Key of the frames in the episode file."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:n."""
+    overwrite: bool = False
+    """Write into a folder that is not empty."""
+    as_json: Json = False
+    """Print the figures as JSON."""
+
+
+def run(options: Options) -> None:
+    """Predict, write and report."""
+    from ivideogpt.devices import choose_device
+    from ivideogpt.evaluation.prediction import headline, predict_episode
+    from ivideogpt.files import require_free_output
+    from ivideogpt.world_model import WorldModel
+
+    out = options.out or Path("outputs/predict") / _name_of(options.episode)
+    require_free_output(out, overwrite=options.overwrite)
+    world_model = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
+    episode = _episode(options, world_model)
+    sampling = _sampling(options, world_model)
+    tell(f"imagining {options.horizon} frames of {options.episode} with {options.model}")
+    prediction = predict_episode(
+        world_model,
+        episode,
+        start=options.start,
+        horizon=options.horizon,
+        seed=options.seed,
+        sampling=sampling,
+    )
+    figures = {
+        "model": options.model,
+        "episode": options.episode,
+        "start": options.start,
+        "seed": options.seed,
+        "sampling": sampling.model_dump(),
+        **prediction.metrics,
+    }
+    wrote = _write(out, prediction, figures)
+    report(figures if options.as_json else headline(prediction.metrics), options.as_json)
+    finish(wrote, _next_steps(options), options.as_json)
+
+
+def _name_of(episode: str) -> str:
+    seed = _pusht_seed(episode)
+    return Path(episode).stem if seed is None else f"pusht-{seed}"
+
+
+def _pusht_seed(episode: str) -> int | None:
+    """The seed of `pusht:SEED`; None for a file."""
+    if not episode.startswith("pusht:"):
+        return None
+    if re.fullmatch(r"pusht:\d+", episode) is None:
+        raise InputError(f"episode {episode!r} names no seed. Give a whole number, for example pusht:900000.")
+    return int(episode.removeprefix("pusht:"))
+
+
+def _episode(options: Options, world_model: WorldModel) -> Episode:
+    from ivideogpt.data.sources.npz import read_episode
+    from ivideogpt.envs.record import pusht_episode
+
+    seed = _pusht_seed(options.episode)
+    if seed is None:
+        takes_actions = world_model.transformer.config.action_dim is not None
+        return read_episode(options.episode, options.camera_key, "action" if takes_actions else None)
+    length = options.start + world_model.tokenizer.config.context_frames + options.horizon
+    return pusht_episode(seed, length)
+
+
+def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:
+    """The model's own way to draw tokens, with what the options change."""
+    given = {"temperature": options.temperature, "top_k": options.top_k}
+    return world_model.sampling.model_copy(update={k: v for k, v in given.items() if v is not None})
+
+
+def _write(out: Path, prediction: Prediction, figures: dict[str, Any]) -> list[tuple[str, Path]]:
+    from ivideogpt.evaluation import pictures
+    from ivideogpt.evaluation.plot import line_plot
+    from ivideogpt.files import write_atomically
+
+    rows = pictures.prediction_rows(prediction)
+    film = pictures.side_by_side(rows, prediction.context_frames)
+    curves = {name.replace("_", " "): values for name, values in figures["per_frame"]["psnr"].items()}
+    plot = line_plot(curves, "PSNR of future frames, dB", "future frame")
+    wrote = [
+        ("video", out / "prediction.mp4"),
+        ("animation", out / "prediction.gif"),
+        ("strip", out / "strip.png"),
+        ("PSNR per frame", out / "psnr.png"),
+        ("figures", out / "metrics.json"),
+    ]
+    mp4, gif, strip, psnr, metrics = (path for _, path in wrote)
+    pictures.write_mp4(mp4, film)
+    pictures.write_gif(gif, film)
+    pictures.write_png(strip, pictures.strip(rows, prediction.context_frames))
+    pictures.write_png(psnr, plot)
+    write_atomically(metrics, lambda temporary: _write_json(temporary, figures))
+    return wrote
+
+
+def _write_json(path: Path, figures: dict[str, Any]) -> None:
+    path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def _next_steps(options: Options) -> list[str]:
+    seed = _pusht_seed(options.episode)
+    other = f"pusht:{seed + 1}" if seed is not None else "pusht:900000"
+    command = f"ivideogpt predict --model {options.model} --episode"
+    place = "" if options.out is None else f" --out {options.out}"
+    return [
+        f"{command} {other}",
+        f"{command} {options.episode} --seed {options.seed + 1}{place} --overwrite   # another future",
+    ]

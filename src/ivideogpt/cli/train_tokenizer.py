@@ -1,0 +1,30 @@
+"""`ivideogpt train tokenizer`: a tokenizer from recorded episodes."""
+
+from __future__ import annotations
+
+from ivideogpt.cli.console import tell
+from ivideogpt.cli.options import Json
+from ivideogpt.cli.training_progress import finish_training, show_training
+from ivideogpt.config import TokenizerTrainingConfig
+
+
+class Options(TokenizerTrainingConfig):
+    """Train a tokenizer on episodes: real frames in, tokens and frames out. Can be killed and resumed at any time."""
+
+    as_json: Json = False
+    """Print the figures as JSON."""
+
+
+def run(options: Options) -> None:
+    """Train, showing progress."""
+    from ivideogpt.training.run import train_tokenizer
+
+    config = TokenizerTrainingConfig(**options.model_dump(exclude={"as_json"}))
+    if config.vgg16_weights is None:
+        tell(
+            "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
+            f"Pixels that move weigh up to {1 + config.motion_weight:g} times instead (--motion-weight)."
+        )
+    figures = show_training("training the tokenizer", train_tokenizer(config), config)
+    next_step = f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
+    finish_training(figures, config, next_step, options.as_json)

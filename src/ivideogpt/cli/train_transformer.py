@@ -1,0 +1,27 @@
+"""`ivideogpt train transformer`: a transformer on the tokens of a trained tokenizer."""
+
+from __future__ import annotations
+
+from ivideogpt.cli.options import Json
+from ivideogpt.cli.training_progress import finish_training, show_training
+from ivideogpt.config import TransformerTrainingConfig
+
+
+class Options(TransformerTrainingConfig):
+    """Train a transformer to continue a tokenizer's tokens, with actions where the episodes have them.
+
+    Can be killed and resumed at any time.
+    """
+
+    as_json: Json = False
+    """Print the figures as JSON."""
+
+
+def run(options: Options) -> None:
+    """Train, showing progress."""
+    from ivideogpt.training.run import train_transformer
+
+    config = TransformerTrainingConfig(**options.model_dump(exclude={"as_json"}))
+    figures = show_training("training the transformer", train_transformer(config), config)
+    next_step = f"ivideogpt predict --model {config.out}/model --episode pusht:900000"
+    finish_training(figures, config, next_step, options.as_json)

@@ -1,0 +1,204 @@
+"""Segments: which frames of an episode a model sees, and cutting them out (paper appendix A.2).
+
+A segment of T frames comes from a window of `horizon` frames, `step_size` recorded frames apart, that starts
+anywhere in the episode with equal probability. An episode shorter than the window first shrinks the step to
+`max(1, length // horizon)`; what is still missing is padded by repeating the last frame, and the mask says so.
+
+Actions and rewards are those recorded at the chosen frames, also when the step is larger than one: as in the
+published models, the actions in between are dropped, so action j says where the motion began to head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ivideogpt.data.episode import Episode
+from ivideogpt.errors import ConfigError, EpisodeError, unknown_name
+
+Selection = Literal["contiguous", "random_future", "shuffled"]
+
+
+@dataclass(frozen=True)
+class SegmentSpec:
+    """What a segment consists of.
+
+    Attributes:
+        length: frames T of the segment, the goal included.
+        context_frames: context frames t, the goal included; fewer than `length`.
+        step_size: recorded frames from one frame of the window to the next.
+        horizon: frames of the window; as many as the segment needs where None.
+        selection: `contiguous` takes the window as it is; `random_future` takes its first frames as context and
+            draws the future frames from the rest, in order of time; `shuffled` draws all frames in any order.
+        goal: put the last chosen frame first as well: goal, then `length - 1` frames.
+
+    Raises:
+        ConfigError: a value is out of range, or the window is too small for the segment.
+    """
+
+    length: int
+    context_frames: int
+    step_size: int = 1
+    horizon: int | None = None
+    selection: Selection = "contiguous"
+    goal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.selection not in get_args(Selection):
+            raise ConfigError(unknown_name("selection", self.selection, get_args(Selection)))
+        least_context = 2 if self.goal else 1
+        if not least_context <= self.context_frames < self.length:
+            raise ConfigError(
+                f"context_frames is {self.context_frames} in a segment of {self.length} frames; the range is "
+                f"{least_context}..{self.length - 1}{', the goal included' if self.goal else ''}."
+            )
+        if self.step_size < 1:
+            raise ConfigError(f"step_size is {self.step_size}; it must be at least 1.")
+        if self.window < self.drawn_frames:
+            raise ConfigError(
+                f"horizon is {self.horizon}; a segment of {self.length} frames draws {self.drawn_frames} from it. "
+                "Raise the horizon or shorten the segment."
+            )
+        if self.selection == "contiguous" and self.window > self.drawn_frames:
+            raise ConfigError(
+                f"horizon is {self.horizon}; a contiguous segment of {self.length} frames fills its horizon of "
+                f"{self.drawn_frames}. Leave the horizon out."
+            )
+
+    @property
+    def drawn_frames(self) -> int:
+        """Frames drawn from the window: all but the goal in front."""
+        return self.length - self.goal
+
+    @property
+    def window(self) -> int:
+        """Frames of the window."""
+        return self.drawn_frames if self.horizon is None else self.horizon
+
+
+@dataclass(frozen=True, eq=False)
+class FrameChoice:
+    """Frames of an episode, in the order of the segment.
+
+    Attributes:
+        indices: (T,) int64, frames of the episode.
+        mask: (T,) bool, True for a real frame, False for padding.
+    """
+
+    indices: npt.NDArray[np.int64]
+    mask: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of an episode, ready for a batch.
+
+    Attributes:
+        frames: (T, 3, H, W) uint8.
+        actions: (T, A) float32; `actions[j]` is taken at frame j. None for plain video.
+        rewards: (T,) float32; `rewards[j]` is received on arriving at frame j. None where not recorded.
+        mask: (T,) bool, False on padding.
+    """
+
+    frames: Tensor
+    actions: Tensor | None
+    rewards: Tensor | None
+    mask: Tensor
+
+
+def choose_frames(spec: SegmentSpec, episode_length: int, rng: np.random.Generator) -> FrameChoice:
+    """Draw the frames of a segment from an episode of `episode_length` frames.
+
+    Raises:
+        EpisodeError: the episode has fewer frames than the context.
+    """
+    step = _step_that_fits(spec, episode_length)
+    last_start = episode_length - 1 - step * (spec.window - 1)
+    start = int(rng.integers(last_start + 1)) if last_start > 0 else 0
+    window = np.arange(start, episode_length, step)[: spec.window]
+    if spec.selection == "random_future":
+        context, rest = np.split(window, [spec.context_frames - spec.goal])
+        future = rng.permutation(rest)[: spec.length - spec.context_frames]
+        window = np.concatenate([context, np.sort(future)])
+    elif spec.selection == "shuffled":
+        window = rng.permutation(window)[: spec.drawn_frames]
+    return _padded(spec, window)
+
+
+def first_frames(spec: SegmentSpec, episode_length: int) -> FrameChoice:
+    """The segment that begins at frame 0 and goes on frame by frame, for evaluation; `selection` is ignored.
+
+    Raises:
+        EpisodeError: the episode has fewer frames than the context.
+    """
+    step = _step_that_fits(spec, episode_length)
+    return _padded(spec, np.arange(0, episode_length, step)[: spec.drawn_frames])
+
+
+def cut_segment(episode: Episode, choice: FrameChoice, resolution: int | None) -> Segment:
+    """Cut the chosen frames out of an episode.
+
+    Args:
+        episode: the episode that `choice` was drawn for.
+        choice: frames and padding mask.
+        resolution: side R of the frames; see `fit_to_square`. None keeps them as recorded.
+    """
+    rows = choice.indices
+    frames = torch.from_numpy(episode.frames[rows]).permute(0, 3, 1, 2).contiguous()
+    return Segment(
+        frames=frames if resolution is None else fit_to_square(frames, resolution),
+        actions=None if episode.actions is None else torch.from_numpy(episode.actions[rows]),
+        rewards=None if episode.rewards is None else torch.from_numpy(episode.rewards[rows]),
+        mask=torch.from_numpy(choice.mask),
+    )
+
+
+def fit_to_square(frames: Tensor, resolution: int) -> Tensor:
+    """Centre-crop frames (T, 3, H, W) uint8 to a square and resize it to (T, 3, R, R): bilinear, antialiased."""
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = frames[..., top : top + side, left : left + side]
+    if side == resolution:
+        return square.contiguous()
+    return to_uint8(resize(square.float(), resolution))
+
+
+def resize(frames: Tensor, resolution: int) -> Tensor:
+    """Resize float frames (T, 3, H, W) to (T, 3, R, R): bilinear, antialiased."""
+    return F.interpolate(frames, size=(resolution, resolution), mode="bilinear", antialias=True)
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Round float frames in 0..255 to uint8."""
+    return frames.round().clamp(0, 255).to(torch.uint8)
+
+
+def _step_that_fits(spec: SegmentSpec, episode_length: int) -> int:
+    """The step size, smaller where the episode is too short for it."""
+    needed = spec.context_frames - spec.goal
+    if episode_length < needed:
+        raise EpisodeError(
+            f"the episode has {episode_length} frames; the context alone needs {needed}. "
+            "Leave the episode out, or use a model with fewer context frames."
+        )
+    if episode_length < spec.step_size * spec.window:
+        return max(1, episode_length // spec.window)
+    return spec.step_size
+
+
+def _padded(spec: SegmentSpec, frames: npt.NDArray[np.int64]) -> FrameChoice:
+    """Repeat the last of the real frames up to the segment's length, and put the goal first."""
+    missing = spec.drawn_frames - len(frames)
+    indices = np.concatenate([frames, np.repeat(frames[-1:], missing)])
+    mask = np.arange(spec.drawn_frames) < len(frames)
+    if spec.goal:
+        indices = np.concatenate([indices[-1:], indices])
+        mask = np.concatenate([[True], mask])
+    return FrameChoice(indices.astype(np.int64), mask)

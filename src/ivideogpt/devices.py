@@ -1,0 +1,58 @@
+"""Choosing the device that a command runs on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from ivideogpt.errors import DeviceError, unknown_name
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device called `name`: auto (CUDA where there is one, else cpu), cpu, cuda, or cuda:n.
+
+    Raises:
+        DeviceError: another name, CUDA without a CUDA device, or a device number that does not exist here.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda", 0) if count else torch.device("cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    match = re.fullmatch(r"cuda(?::(\d+))?", name)
+    if match is None:
+        raise DeviceError(unknown_name("device", name, ["auto", "cpu", "cuda", "cuda:0"]))
+    index = int(match[1] or 0)
+    if count == 0:
+        raise DeviceError(
+            f"device {name!r} was asked for, but PyTorch {torch.__version__} sees no CUDA device here. "
+            "Use auto or cpu, or install a CUDA build of PyTorch and its driver."
+        )
+    if index >= count:
+        available = ", ".join(f"cuda:{number}" for number in range(count))
+        raise DeviceError(f"device {name!r} does not exist on this machine. Available: cpu, {available}.")
+    return torch.device("cuda", index)
+
+
+def wants_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: `bf16` yes, `float32` no, `auto` where the hardware has it.
+
+    Args:
+        precision: auto, float32 or bf16.
+        device: where the model runs.
+    """
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_linux_cpu_flags())
+
+
+def _linux_cpu_flags() -> list[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+    return next((line.split() for line in lines if line.lower().startswith(("flags", "features"))), [])

@@ -1,0 +1,55 @@
+"""What a run writes down as it goes: TensorBoard scalars and pictures, and the pictures as files too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ivideogpt.files import write_atomically
+
+
+class RunLog:
+    """Averages losses between two entries and writes them.
+
+    Args:
+        run: run folder; `tensorboard/` and `pictures/` are made inside.
+        start: step the run continues from; later entries of an interrupted run are dropped.
+    """
+
+    def __init__(self, run: Path, start: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
+        self._pictures = run / "pictures"
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._sums: dict[str, float] = {}
+        self._count = 0
+
+    def add(self, losses: dict[str, float]) -> None:
+        """Count the losses of one step."""
+        self._count += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Write the mean losses since the last entry, and other figures."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        for name, value in {**means, **figures}.items():
+            self._writer.add_scalar(f"train/{name}", value, step)
+        self._sums, self._count = {}, 0
+
+    def write_validation(self, step: int, figures: dict[str, float], picture: Tensor) -> None:
+        """Write figures on held-out episodes and a picture (3,H,W) in [0,1]."""
+        for name, value in figures.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+        self._writer.add_image("validation/picture", picture, step)
+        self._writer.flush()
+        pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        write_atomically(self._pictures / f"step_{step:08d}.png", image.save)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()

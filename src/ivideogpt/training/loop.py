@@ -1,0 +1,245 @@
+"""The one training loop: every model that learns is a `Learner`, and the loop knows nothing else about it.
+
+The loop is a generator that yields after each optimizer step, so a caller shows progress, stops or goes on as it
+likes. What happens at a step depends only on the configuration and the step's number: batches and dropout are drawn
+from (seed, step), so a run that continues from a checkpoint repeats the uninterrupted run bit for bit (on CPU).
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt import hub
+from ivideogpt.config import TrainingConfig
+from ivideogpt.errors import InputError
+from ivideogpt.files import require_free_output
+from ivideogpt.training import checkpoint
+from ivideogpt.training.log import RunLog
+from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
+
+
+class Sample(Protocol):
+    """A batch of any kind."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same batch on another device."""
+        ...
+
+
+SampleT = TypeVar("SampleT", bound=Sample)
+SampleOut = TypeVar("SampleOut", bound=Sample, covariant=True)
+
+
+class Learner(Protocol[SampleT]):
+    """A model together with how it learns."""
+
+    model: nn.Module
+
+    def losses(self, batch: SampleT, step: int) -> dict[str, Tensor]:
+        """Named scalar losses of a batch, with gradients; the loop sums them. Always the same names."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Whatever else a step does: a discriminator's own step, dead codes."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Figures about the steps since the last call."""
+        ...
+
+    def validate(self, batches: list[SampleT]) -> dict[str, float]:
+        """Figures on held-out batches."""
+        ...
+
+    def picture(self, batch: SampleT) -> Tensor:
+        """One picture (3,H,W) in [0,1] of what the model does with a held-out batch."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors beyond the model's own that the next step depends on."""
+        ...
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        ...
+
+    def checkpoint(self) -> hub.Checkpoint:
+        """What is saved for use, with the model's present weights."""
+        ...
+
+
+class Batches(Protocol[SampleOut]):
+    """A stream of batches that is a pure function of its seed."""
+
+    def batch_at(self, step: int) -> SampleOut:
+        """Batch number `step`."""
+        ...
+
+    def iterate(self, start_step: int = 0) -> Iterator[SampleOut]:
+        """Batches from number `start_step` on, for ever."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What the loop yields after each optimizer step."""
+
+    step: int
+    """Steps done, 1 .. config.steps."""
+    losses: dict[str, float]
+    """Named losses of this step, and `loss`, their sum."""
+    validation: dict[str, float] = field(default_factory=dict)
+    """Figures on held-out episodes, at the steps that validate."""
+    saved: Path | None = None
+    """Checkpoint written after this step."""
+
+
+def prepare_run(config: TrainingConfig) -> None:
+    """Claim the run folder: refuse one that holds something, clear it if asked to, or check it can be continued.
+
+    Raises:
+        OutputError, CheckpointError, ConfigError: as the message says.
+    """
+    if config.resume:
+        checkpoint.require_same_config(config.out, config)
+        return
+    require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")
+    if config.overwrite:
+        _clear_run(config.out)
+    checkpoint.save_config(config.out, config)
+
+
+def train(
+    learner: Learner[SampleT],
+    batches: Batches[SampleT],
+    validation: Batches[SampleT],
+    config: TrainingConfig,
+    device: torch.device,
+) -> Iterator[StepReport]:
+    """Train until `config.steps`, from the run's newest checkpoint where there is one.
+
+    Args:
+        learner: the model and how it learns, already on `device`.
+        batches, validation: training and held-out batches.
+        config: see `TrainingConfig`; the run folder must have been claimed with `prepare_run`.
+
+    Yields:
+        A report after each optimizer step.
+
+    Raises:
+        InputError: the loss became NaN or infinite; the last good checkpoint is kept.
+        OutputError: the disk is full; the older checkpoints are untouched.
+    """
+    optimizer = make_optimizer(learner.model, config)
+    average = WeightAverage(learner.model, config.ema)
+    start = _restore(learner, optimizer, average, config.out, device)
+    log = RunLog(config.out, start)
+    stream = batches.iterate(start * config.accumulate)
+    held_out = [validation.batch_at(i).to(device) for i in range(config.validation_batches)]
+    for step in range(start, config.steps):
+        losses = _optimizer_step(learner, optimizer, stream, step, config, device)
+        average.update(learner.model, step)
+        done = step + 1
+        log.add(losses)
+        if _due(done, config.log_every, config.steps):
+            log.write(done, {**learner.metrics(), "learning_rate": learning_rate(step, config)})
+        figures: dict[str, float] = {}
+        if _due(done, config.validate_every, config.steps):
+            with average.applied(learner.model):
+                figures = _validate(learner, held_out)
+                log.write_validation(done, figures, learner.picture(held_out[0]))
+        saved = None
+        if _due(done, config.save_every, config.steps):
+            saved = _save(learner, optimizer, average, config, done)
+        yield StepReport(done, losses, figures, saved)
+    log.close()
+
+
+def _optimizer_step(
+    learner: Learner[SampleT],
+    optimizer: torch.optim.Optimizer,
+    stream: Iterator[B],
+    step: int,
+    config: TrainingConfig,
+    device: torch.device,
+) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(step, config)
+    optimizer.zero_grad(set_to_none=True)
+    learner.model.train()
+    total: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(config.seed * 1_000_000_007 + step)
+        for _ in range(config.accumulate):
+            losses = learner.losses(next(stream).to(device), step)
+            loss = torch.stack(list(losses.values())).sum() / config.accumulate
+            loss.backward()
+            for name, value in {**losses, "loss": loss.detach() * config.accumulate}.items():
+                total[name] = total.get(name, 0.0) + float(value.detach()) / config.accumulate
+        if not math.isfinite(total["loss"]):
+            raise InputError(
+                f"the loss became {total['loss']} at step {step}; the last checkpoint is kept. Lower the learning rate "
+                f"(now {config.learning_rate:g}), use --precision float32, and check the data for broken frames."
+            )
+        nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip)
+        optimizer.step()
+        learner.after_step(step)
+    return total
+
+
+@torch.no_grad()
+def _validate(learner: Learner[SampleT], batches: list[SampleT]) -> dict[str, float]:
+    learner.model.eval()
+    return learner.validate(batches)
+
+
+def _save(
+    learner: Learner[SampleT], optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainingConfig, step: int
+) -> Path:
+    parts = {
+        "model": dict(learner.model.state_dict()),
+        "optimizer": checkpoint.optimizer_tensors(optimizer),
+        "average": average.weights,
+        "learner": learner.state(),
+    }
+    tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
+    folder = checkpoint.save_state(config.out, step, tensors, config.keep)
+    with average.applied(learner.model):
+        hub.save(config.out / "model", learner.checkpoint(), overwrite=True)
+    return folder
+
+
+def _restore(
+    learner: Learner[SampleT], optimizer: torch.optim.Optimizer, average: WeightAverage, run: Path, device: torch.device
+) -> int:
+    found = checkpoint.load_state(run, device)
+    if found is None:
+        return 0
+    step, tensors = found
+    parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "learner": {}}
+    for key, tensor in tensors.items():
+        part, name = key.split(".", 1)
+        parts[part][name] = tensor
+    hub.load_weights(learner.model, parts["model"], where=f"training checkpoint of {run}")
+    checkpoint.load_optimizer_tensors(optimizer, parts["optimizer"])
+    average.weights = parts["average"]
+    learner.load_state(parts["learner"])
+    return step
+
+
+def _clear_run(run: Path) -> None:
+    """Remove what a training wrote, and nothing else."""
+    for name in ("checkpoints", "model", "tensorboard", "pictures", "tokens"):
+        shutil.rmtree(run / name, ignore_errors=True)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last

@@ -1,0 +1,75 @@
+"""AdamW with the paper's parameter groups, its learning-rate schedules, and the moving average of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.config import TrainingConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW, betas 0.9 and 0.999; weight decay on the weights of linear and convolution layers only."""
+    decayed = {
+        module.weight
+        for module in model.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad
+    }
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p in decayed], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.999))
+
+
+def learning_rate(step: int, config: TrainingConfig) -> float:
+    """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then constant or a cosine to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights.
+
+    The decay starts low and grows to `decay`, so that the first, random weights are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.weights = {name: p.detach().clone() for name, p in model.named_parameters()} if decay else {}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move the average towards the weights after optimizer step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for name, parameter in model.named_parameters():
+            if name in self.weights:
+                self.weights[name].lerp_(parameter.detach(), 1 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Put the average in the model's place for the length of the block."""
+        if not self.weights:
+            yield
+            return
+        own = {name: p.detach().clone() for name, p in model.named_parameters()}
+        _copy_into(model, self.weights)
+        try:
+            yield
+        finally:
+            _copy_into(model, own)
+
+
+@torch.no_grad()
+def _copy_into(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])

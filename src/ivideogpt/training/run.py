@@ -1,0 +1,121 @@
+"""Whole trainings, put together: data, model, learner and loop from one configuration.
+
+Nothing is written, and a run folder is not touched, before the data and the models have been found good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from ivideogpt.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
+from ivideogpt.data.augment import NONE, STANDARD, STRONG
+from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
+from ivideogpt.data.segment import SegmentSpec
+from ivideogpt.data.sources.npz import NpzFolder
+from ivideogpt.devices import choose_device, wants_bf16
+from ivideogpt.errors import ConfigError
+from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.loop import Batches, StepReport, prepare_run, train
+from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
+from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
+from ivideogpt.training.transformer import TransformerLearner, make_transformer
+
+_AUGMENTATIONS = {"none": NONE, "standard": STANDARD, "strong": STRONG}
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """Yielded while the token cache is filled."""
+
+    segments: int
+    """Segments tokenized so far."""
+
+
+def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
+    """Train a tokenizer; yields after each optimizer step. Errors as `training.loop.train`, and those of the data."""
+    device = choose_device(config.device)
+    model = make_tokenizer(config)
+    t = model.config.context_frames
+    spec = SegmentSpec(
+        length=t + config.future_frames,
+        context_frames=t,
+        step_size=config.step_size,
+        horizon=config.horizon,
+        selection="shuffled" if config.goal else "random_future",
+    )
+    training, validation = open_batches(config, spec, model.config.resolution)
+    learner = TokenizerLearner(model, config, device, wants_bf16(config.precision, device))
+    prepare_run(config)
+    return train(learner, training, validation, config, device)
+
+
+def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport | CacheReport]:
+    """Train a transformer on a frozen tokenizer's tokens; yields after each step of work. Errors as `train_tokenizer`."""
+    device = choose_device(config.device)
+    bf16 = wants_bf16(config.precision, device)
+    tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer).to(device)
+    spec = SegmentSpec(
+        length=config.segment_frames + config.goal,
+        context_frames=tokenizer.config.context_frames,
+        step_size=config.step_size,
+        goal=config.goal,
+    )
+    training, validation = open_batches(config, spec, tokenizer.config.resolution)
+    action_dim = _action_size(training.batch_at(0)) if config.actions else None
+    model = make_transformer(config, tokenizer, action_dim)
+    model.layout.length(spec.length)
+    learner = TransformerLearner(model, tokenizer, config, device, bf16)
+    prepare_run(config)
+    return _train_on_tokens(learner, training, validation, config, device, bf16)
+
+
+def open_batches(
+    config: TrainingConfig, spec: SegmentSpec, resolution: int
+) -> tuple[SegmentLoader, SegmentLoader]:
+    """Batches for training, and batches of the held-out episodes, without augmentation.
+
+    Raises:
+        EpisodeError: the folder or one of the first episodes cannot be used.
+    """
+    source = NpzFolder(config.data, camera_key=config.camera_key, action_key=config.action_key)
+    training, held_out = split_episodes(len(source), seed=config.seed)
+    augment = _AUGMENTATIONS[config.augment]
+    batches = SegmentLoader(
+        source, training, spec, resolution, config.batch_size, config.seed, augment, config.workers, config.cache_mb
+    )
+    validation = SegmentLoader(source, held_out, spec, resolution, config.batch_size, config.seed + 1)
+    batches.batch_at(0)
+    validation.batch_at(0)
+    return batches, validation
+
+
+def _train_on_tokens(
+    learner: TransformerLearner,
+    training: SegmentLoader,
+    validation: SegmentLoader,
+    config: TransformerTrainingConfig,
+    device: torch.device,
+    bf16: bool,
+) -> Iterator[StepReport | CacheReport]:
+    tokenized = TokenizedBatches(training, learner.tokenizer, device, bf16)
+    held_out = TokenizedBatches(validation, learner.tokenizer, device, bf16)
+    batches: Batches[TokenBatch] = tokenized
+    if config.cache_tokens:
+        file = config.out / "tokens" / "segments.safetensors"
+        if read_cache(file) is None:
+            file.unlink(missing_ok=True)
+            for segments in fill_cache(tokenized, config.cache_tokens, file):
+                yield CacheReport(segments)
+        cached = read_cache(file)
+        assert cached is not None, "the cache was just filled"
+        batches = CachedTokens(cached, config.batch_size, config.seed)
+    yield from train(learner, batches, held_out, config, device)
+
+
+def _action_size(batch: Batch) -> int:
+    if batch.actions is None:
+        raise ConfigError("the episodes have no actions. Set actions to false to train an action-free model.")
+    return batch.actions.shape[-1]

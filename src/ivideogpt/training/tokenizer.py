@@ -1,0 +1,229 @@
+"""How the tokenizer learns: reconstruction, commitment, perceptual loss, an optional GAN, and dead codes.
+
+Shapes: B videos, T frames, t context frames, F future frames.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivideogpt import hub
+from ivideogpt.config import TokenizerTrainingConfig
+from ivideogpt.data.loader import Batch
+from ivideogpt.errors import ConfigError
+from ivideogpt.presets import tokenizer_preset
+from ivideogpt.tokenizer import CompressiveTokenizer, Reconstruction
+from ivideogpt.tokenizer.discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    generator_loss,
+    hinge_discriminator_loss,
+)
+from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses
+from ivideogpt.tokenizer.perceptual import LPIPS
+from ivideogpt.tokenizer.quantizer import VectorQuantizer
+from ivideogpt.training import checkpoint
+from ivideogpt.training.codes import CodeCounter
+
+_PICTURE_ROWS = 4
+
+
+def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
+    """The tokenizer that a training starts from: a preset with random weights, or a model to fine-tune.
+
+    Raises:
+        ConfigError: unknown preset, or a preset's quantizer that cannot be exchanged.
+        CheckpointError: the model to fine-tune cannot be loaded.
+    """
+    if config.start_from is not None:
+        tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
+        wanted = config.context_frames or tokenizer.config.context_frames
+        return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
+    changes: dict[str, object] = {}
+    if config.context_frames is not None:
+        changes["context_frames"] = config.context_frames
+    if config.quantizer is not None and config.quantizer != tokenizer_preset(config.preset).quantizer:
+        changes |= _QUANTIZERS[config.quantizer]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return CompressiveTokenizer.from_preset(config.preset, **changes)
+
+
+_QUANTIZERS: dict[str, dict[str, object]] = {
+    "vq": {"quantizer": "vq", "context_levels": (), "dynamics_levels": ()},
+    "fsq": {
+        "quantizer": "fsq",
+        "context_codes": 1000,
+        "dynamics_codes": 1000,
+        "context_levels": (8, 5, 5, 5),
+        "dynamics_levels": (8, 5, 5, 5),
+    },
+}
+
+
+class Adversary(NamedTuple):
+    """The discriminator and its own optimizer."""
+
+    model: PatchDiscriminator
+    optimizer: torch.optim.AdamW
+
+
+class TokenizerLearner:
+    """The tokenizer and how it learns (paper equation 2; see `training.loop.Learner`)."""
+
+    def __init__(
+        self, model: CompressiveTokenizer, config: TokenizerTrainingConfig, device: torch.device, bf16: bool
+    ) -> None:
+        self.model = model.to(device)
+        self.config, self.device, self.bf16 = config, device, bf16
+        self.lpips = None
+        if config.vgg16_weights is not None and config.lpips_heads is not None:
+            self.lpips = LPIPS.from_files(config.vgg16_weights, config.lpips_heads).to(device)
+        self.adversary = _make_adversary(config, device) if config.gan else None
+        if config.gan and self.lpips is None:
+            raise ConfigError(
+                "gan is set, but its adaptive weight is measured against the perceptual loss, which has no weights. "
+                "Give vgg16_weights and lpips_heads."
+            )
+        self.counters = {
+            "context": CodeCounter(model.config.context_codes, device),
+            "dynamics": CodeCounter(model.config.dynamics_codes, device),
+        }
+        if config.freeze_codebooks:
+            self._freeze_codebooks()
+        self._last: tuple[Reconstruction, Tensor] | None = None
+
+    def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """Named losses of a batch of videos."""
+        frames = batch.frames.float() / 255
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            output = self.model(frames)
+        losses = reconstruction_losses(output, frames, batch.mask, self.config.motion_weight)
+        if self.lpips is not None:
+            perceptual = perceptual_losses(output, frames, batch.mask, self.lpips)
+            if self.adversary is not None:
+                losses["generator"] = self._generator_loss(self.adversary, output, perceptual, step)
+            losses |= {name: self.config.perceptual_weight * loss for name, loss in perceptual.items()}
+        self.counters["context"].add(output.context_codes)
+        self.counters["dynamics"].add(output.dynamics_codes)
+        self._last = (output, frames)
+        return losses
+
+    def after_step(self, step: int) -> None:
+        """Train the discriminator, and move dead codes."""
+        assert self._last is not None, "after_step follows losses"
+        output, frames = self._last
+        self._last = None
+        if self.adversary is not None and step >= self.config.gan_start:
+            self._discriminator_step(self.adversary, output, frames)
+        every = self.config.revive_every
+        if every and not self.config.freeze_codebooks and (step + 1) % every == 0:
+            self._revive_dead_codes(output)
+
+    def metrics(self) -> dict[str, float]:
+        """Share of each codebook in use since the last call, its perplexity, and codes revived."""
+        return {f"{name}_{k}": v for name, counter in self.counters.items() for k, v in counter.report().items()}
+
+    def validate(self, batches: list[Batch]) -> dict[str, float]:
+        """PSNR of context and future frames, L1 of future frames, on held-out episodes."""
+        errors = {"context": 0.0, "future": 0.0}
+        l1 = 0.0
+        for batch in batches:
+            frames = batch.frames.float() / 255
+            output = self.model(frames)
+            t = output.context.shape[1]
+            future = output.future.float().clamp(0, 1)
+            errors["context"] += _psnr(output.context.float().clamp(0, 1), frames[:, :t]) / len(batches)
+            errors["future"] += _psnr(future, frames[:, t:]) / len(batches)
+            l1 += float((future - frames[:, t:]).abs().mean()) / len(batches)
+        return {"psnr_context": errors["context"], "psnr_future": errors["future"], "l1_future": l1}
+
+    def picture(self, batch: Batch) -> Tensor:
+        """Real frames above their reconstruction, for a few videos: (3,H,W) in [0,1]."""
+        frames = batch.frames[:_PICTURE_ROWS].float() / 255
+        output = self.model(frames)
+        made = torch.cat([output.context, output.future], dim=1).float().clamp(0, 1)
+        pairs = torch.stack([frames, made], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
+        return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """Code counts, and the discriminator with its optimizer."""
+        tensors = {
+            f"{name}.{k}": t for name, counter in self.counters.items() for k, t in counter.state().items()
+        }
+        if self.adversary is not None:
+            tensors |= {f"discriminator.{k}": t for k, t in self.adversary.model.state_dict().items()}
+            optimizer = checkpoint.optimizer_tensors(self.adversary.optimizer)
+            tensors |= {f"discriminator_optimizer.{k}": t for k, t in optimizer.items()}
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        for name, counter in self.counters.items():
+            counter.load_state(_with_prefix(tensors, f"{name}."))
+        if self.adversary is not None:
+            weights = _with_prefix(tensors, "discriminator.")
+            hub.load_weights(self.adversary.model, weights, where="discriminator of the training checkpoint")
+            optimizer = _with_prefix(tensors, "discriminator_optimizer.")
+            checkpoint.load_optimizer_tensors(self.adversary.optimizer, optimizer)
+
+    def checkpoint(self) -> hub.Checkpoint:
+        """The tokenizer alone."""
+        return hub.Checkpoint(tokenizer=(self.model.config, dict(self.model.state_dict())))
+
+    def _generator_loss(
+        self, adversary: Adversary, output: Reconstruction, perceptual: dict[str, Tensor], step: int
+    ) -> Tensor:
+        if step < self.config.gan_start:
+            return output.future.new_zeros(())
+        fooled = generator_loss(adversary.model(_all_frames(output)))
+        last_layer = self.model.prediction_decoder.conv_out.weight
+        weight = adaptive_weight(perceptual["perceptual_future"], fooled, last_layer)
+        return self.config.gan_weight * weight * fooled
+
+    def _discriminator_step(self, adversary: Adversary, output: Reconstruction, frames: Tensor) -> None:
+        adversary.optimizer.zero_grad(set_to_none=True)
+        real = adversary.model(frames.flatten(0, 1))
+        fake = adversary.model(_all_frames(output).detach())
+        hinge_discriminator_loss(real, fake).backward()
+        torch.nn.utils.clip_grad_norm_(adversary.model.parameters(), self.config.clip)
+        adversary.optimizer.step()
+
+    def _revive_dead_codes(self, output: Reconstruction) -> None:
+        parts = [
+            ("context", self.model.context_quantizer, output.context_vectors),
+            ("dynamics", self.model.dynamics_quantizer, output.dynamics_vectors),
+        ]
+        for name, quantizer, vectors in parts:
+            if isinstance(quantizer, VectorQuantizer):
+                dead = self.counters[name].take_dead()
+                quantizer.revive(dead, vectors.detach().flatten(0, -2))
+
+    def _freeze_codebooks(self) -> None:
+        for quantizer in (self.model.context_quantizer, self.model.dynamics_quantizer):
+            for parameter in quantizer.parameters():
+                parameter.requires_grad_(False)
+
+
+def _make_adversary(config: TokenizerTrainingConfig, device: torch.device) -> Adversary:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 1)
+        model = PatchDiscriminator().to(device)
+    return Adversary(model, torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0))
+
+
+def _all_frames(output: Reconstruction) -> Tensor:
+    return torch.cat([output.context, output.future], dim=1).float().flatten(0, 1)
+
+
+def _psnr(made: Tensor, real: Tensor) -> float:
+    """Mean PSNR of (B,N,3,H,W) frames in [0,1], dB."""
+    error = (made - real).square().mean(dim=(2, 3, 4)).clamp(min=1e-10)
+    return float(-10 * error.log10().mean())
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,133 @@
+"""Batches of tokens for the transformer: tokenized as they come, or once and reused.
+
+Shapes: B segments, T sequence frames, L tokens, A action size, N cached segments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ivideogpt.data.loader import Batch
+from ivideogpt.files import write_atomically
+from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.loop import Batches
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Tokenized segments."""
+
+    tokens: Tensor
+    """(B, L) int64."""
+    mask: Tensor
+    """(B, T) bool, False on padded frames."""
+    actions: Tensor | None = None
+    """(B, T, A) float32."""
+    rewards: Tensor | None = None
+    """(B, T) float32."""
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on another device."""
+        parts = [None if x is None else x.to(device) for x in (self.tokens, self.mask, self.actions, self.rewards)]
+        assert parts[0] is not None and parts[1] is not None
+        return TokenBatch(parts[0], parts[1], parts[2], parts[3])
+
+
+class TokenizedBatches:
+    """Batches of frames, tokenized on the way by a frozen tokenizer."""
+
+    def __init__(
+        self, batches: Batches[Batch], tokenizer: CompressiveTokenizer, device: torch.device, bf16: bool
+    ) -> None:
+        self.batches, self.tokenizer, self.device, self.bf16 = batches, tokenizer, device, bf16
+
+    def batch_at(self, step: int) -> TokenBatch:
+        """Batch number `step`."""
+        return self._tokenized(self.batches.batch_at(step))
+
+    def iterate(self, start_step: int = 0) -> Iterator[TokenBatch]:
+        """Batches from number `start_step` on, for ever."""
+        return (self._tokenized(batch) for batch in self.batches.iterate(start_step))
+
+    def _tokenized(self, batch: Batch) -> TokenBatch:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            tokens = self.tokenizer.tokenize(batch.frames.to(self.device))
+        return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards)
+
+
+class CachedTokens:
+    """A fixed set of tokenized segments, shuffled anew each time round.
+
+    Args:
+        segments: all N segments in one batch.
+        batch_size: segments in a batch.
+        seed: decides the order, together with the number of the round.
+    """
+
+    def __init__(self, segments: TokenBatch, batch_size: int, seed: int) -> None:
+        self.segments, self.batch_size, self.seed = segments, batch_size, seed
+        self._order: tuple[int, np.ndarray] | None = None
+
+    def batch_at(self, step: int) -> TokenBatch:
+        """Batch number `step`: a pure function of (seed, step)."""
+        count = len(self.segments.tokens)
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)
+        rows = torch.tensor([int(self._shuffled(place // count)[place % count]) for place in places])
+        picked = [
+            None if x is None else x[rows]
+            for x in (self.segments.tokens, self.segments.mask, self.segments.actions, self.segments.rewards)
+        ]
+        assert picked[0] is not None and picked[1] is not None
+        return TokenBatch(picked[0].long(), picked[1], picked[2], picked[3])
+
+    def iterate(self, start_step: int = 0) -> Iterator[TokenBatch]:
+        """Batches from number `start_step` on, for ever."""
+        step = start_step
+        while True:
+            yield self.batch_at(step)
+            step += 1
+
+    def _shuffled(self, round_number: int) -> np.ndarray:
+        if self._order is None or self._order[0] != round_number:
+            rng = np.random.default_rng((self.seed, round_number))
+            self._order = (round_number, rng.permutation(len(self.segments.tokens)))
+        return self._order[1]
+
+
+def fill_cache(batches: TokenizedBatches, segments: int, file: Path) -> Iterator[int]:
+    """Tokenize the first `segments` segments of a stream and write them to `file`; yields how many are done.
+
+    A file that already holds them is kept: tokenizing is repeated only after an interruption.
+    """
+    if file.is_file():
+        return
+    made: list[TokenBatch] = []
+    done, step = 0, 0
+    while done < segments:
+        made.append(batches.batch_at(step))
+        done, step = done + len(made[-1].tokens), step + 1
+        yield min(done, segments)
+    columns: dict[str, Tensor] = {}
+    for name in ("tokens", "mask", "actions", "rewards"):
+        parts = [part for batch in made if (part := getattr(batch, name)) is not None]
+        if parts:
+            columns[name] = torch.cat(parts)[:segments].contiguous()
+    columns["tokens"] = columns["tokens"].int()
+    write_atomically(file, lambda path: save_file(columns, path))
+
+
+def read_cache(file: Path) -> TokenBatch | None:
+    """The segments that `fill_cache` wrote; None where there is no whole file."""
+    try:
+        columns = load_file(file)
+    except (OSError, SafetensorError):
+        return None
+    return TokenBatch(columns["tokens"], columns["mask"], columns.get("actions"), columns.get("rewards"))

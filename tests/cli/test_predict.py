@@ -1,0 +1,128 @@
+"""`ivideogpt predict` through the real command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
+from ivideogpt.cli.main import main
+
+FILES = ["metrics.json", "prediction.gif", "prediction.mp4", "psnr.png", "strip.png"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    parts = CompressiveTokenizer.from_preset("micro-16"), VideoTransformer.from_preset("micro", action_dim=2)
+    return WorldModel(*parts).save_pretrained(tmp_path_factory.mktemp("models") / "micro")
+
+
+@pytest.fixture
+def episode(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "episode.npz"
+    np.savez(path, image=rng.integers(0, 256, (8, 16, 16, 3), np.uint8), action=rng.normal(size=(8, 2)))
+    return path
+
+
+def predict(model: Path, episode: Path | str, out: Path, *more: str) -> int:
+    words = ["predict", "--model", str(model), "--episode", str(episode), "--out", str(out), "--device", "cpu"]
+    return main([*words, "--horizon", "4", *more])
+
+
+def test_writes_pictures_and_figures(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, episode, out) == 0
+    assert sorted(path.name for path in out.iterdir()) == FILES
+    said = capsys.readouterr().out
+    assert all(str(out / name) in said for name in FILES)
+    assert "psnr.imagined" in said
+    assert "next" in said
+    figures = json.loads((out / "metrics.json").read_text())
+    assert set(figures["psnr"]) == {"imagined", "copy_last", "reconstruction", "shuffled"}
+    assert len(figures["per_frame"]["ssim"]["imagined"]) == 4
+    assert figures["objects"] is None
+
+
+def test_json_stands_alone_on_stdout(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, episode, out, "--json", "--temperature", "0", "--top-k", "5", "--start", "1") == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures == json.loads((out / "metrics.json").read_text())
+    assert figures["sampling"] == {"temperature": 0, "top_k": 5}
+    assert figures["start"] == 1
+
+
+def test_records_a_pusht_episode_on_the_spot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokenizer = CompressiveTokenizer.from_preset("micro-16", resolution=64, stem_stride=4)
+    model = WorldModel(tokenizer, VideoTransformer.from_preset("micro", action_dim=2))
+    folder = model.save_pretrained(tmp_path / "model")
+    assert predict(folder, "pusht:900000", tmp_path / "out", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["objects"]["real"]["agent_visible_share"] == 1
+
+
+def test_the_output_has_a_place_of_its_own(
+    model: Path, episode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["predict", "--model", str(model), "--episode", episode.name, "--horizon", "2", "--device", "cpu"]
+    assert main(words) == 0
+    assert sorted(path.name for path in Path("outputs/predict/episode").iterdir()) == FILES
+
+
+def test_keeps_what_is_there_unless_told(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert predict(model, episode, out) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert predict(model, episode, out, "--overwrite") == 0
+    assert sorted(path.name for path in out.iterdir()) == sorted([*FILES, "mine.txt"])
+
+
+@pytest.mark.parametrize(
+    ("episode_given", "more", "message"),
+    [
+        ("missing.npz", [], "no such file"),
+        ("pusht:first", [], "pusht:900000"),
+        ("pusht:100000", [], "900000"),
+        (None, ["--start", "3"], "has 8 frames"),
+        (None, ["--horizon", "0"], "greater than or equal to 1"),
+        (None, ["--temperature", "-1"], "greater than or equal to 0"),
+        (None, ["--camera-key", "imag"], "Did you mean 'image'?"),
+        (None, ["--device", "gpu"], "unknown device"),
+        (None, ["--model", "pusht-63"], "unknown model"),
+    ],
+)
+def test_mistakes_are_named_and_nothing_is_written(
+    model: Path,
+    episode: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    episode_given: str | None,
+    more: list[str],
+    message: str,
+) -> None:
+    out = tmp_path / "out"
+    assert predict(model, episode_given or episode, out, *more) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_actions_must_fit_the_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "wide.npz"
+    np.savez(path, image=np.zeros((8, 16, 16, 3), np.uint8), action=np.zeros((8, 7)))
+    assert predict(model, path, tmp_path / "out") == 2
+    assert "actions of size 7; this model takes actions of size 2" in capsys.readouterr().err

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivideogpt.data.episode import Episode
+from ivideogpt.data.sources.npz import NpzFolder, read_episode, write_episode
+from ivideogpt.errors import EpisodeError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3))
+ACTIONS = np.random.default_rng(1).normal(size=(6, 2))
+
+
+def save(folder: Path, **changes: Any) -> Path:
+    """An episode file as found in the wild; a change of None leaves a key out."""
+    arrays = {"image": IMAGES, "action": ACTIONS} | changes
+    path = folder / "episode.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    episode = Episode(
+        frames=IMAGES.astype(np.uint8),
+        actions=ACTIONS.astype(np.float32),
+        rewards=np.arange(6, dtype=np.float32),
+        states=np.ones((6, 5), np.float32),
+        metadata={"env": "pusht", "seed": 3, "tags": ["a", None, 1.5]},
+    )
+    write_episode(tmp_path / "new" / "episode.npz", episode)
+    back = read_episode(tmp_path / "new" / "episode.npz")
+    for name in ("frames", "actions", "rewards", "states"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(episode, name))
+        assert getattr(back, name).dtype == getattr(episode, name).dtype
+    assert back.metadata == episode.metadata
+
+
+def test_round_trip_of_plain_video(tmp_path: Path) -> None:
+    write_episode(tmp_path / "video.npz", Episode(IMAGES.astype(np.uint8)))
+    back = read_episode(tmp_path / "video.npz", action_key=None)
+    assert back.actions is None
+    assert back.rewards is None
+    assert back.metadata == {}
+
+
+@pytest.mark.parametrize(
+    "images", [IMAGES, IMAGES.astype(np.uint8), (IMAGES / 255), (IMAGES / 255).astype(np.float32)], ids=str
+)
+def test_converts_types(tmp_path: Path, images: np.ndarray) -> None:
+    episode = read_episode(save(tmp_path, image=images, reward=np.zeros((6, 1), np.int64)))
+    np.testing.assert_array_equal(episode.frames, IMAGES.astype(np.uint8))
+    assert episode.actions is not None
+    assert episode.actions.dtype == np.float32
+    assert episode.rewards is not None
+    assert episode.rewards.shape == (6,)
+
+
+def test_other_keys(tmp_path: Path) -> None:
+    path = save(tmp_path, aux1_image=255 - IMAGES, command=ACTIONS + 1)
+    episode = read_episode(path, camera_key="aux1_image", action_key="command")
+    np.testing.assert_array_equal(episode.frames, (255 - IMAGES).astype(np.uint8))
+    np.testing.assert_allclose(episode.actions, ACTIONS + 1, rtol=1e-6)
+
+
+def ragged(*shapes: tuple[int, ...]) -> np.ndarray:
+    frames = np.empty(len(shapes), object)
+    frames[:] = [np.zeros(shape, np.uint8) for shape in shapes]
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image": None, "images": IMAGES},
+            r"camera key 'image'.*Did you mean 'images'\?.*Available: action, images",
+        ),
+        ({"action": None}, "action key 'action'.*action_key=None"),
+        ({"image": ragged((8, 8, 3), (4, 4, 3))}, "'image' holds Python objects.*unequal size"),
+        ({"image": IMAGES.transpose(0, 3, 1, 2)}, r"channels first.*transpose\(0, 2, 3, 1\)"),
+        ({"image": IMAGES * 2}, r"int64 images range over 0\.\.\d+.*0\.\.255"),
+        ({"image": IMAGES.astype(float)}, r"float64 images range over .*the range is 0\.\.1.*uint8"),
+        ({"image": IMAGES / 255 - 0.5}, r"float64 images range over .*the range is 0\.\.1"),
+        ({"image": np.full(IMAGES.shape, np.nan)}, "range over nan..nan"),
+        ({"image": IMAGES > 9}, "images are bool"),
+        ({"action": np.where(np.arange(6)[:, None] == 4, np.nan, ACTIONS)}, "actions row 4.*finite"),
+        ({"action": ACTIONS * 1e300}, "actions row 0.*finite"),
+        ({"action": ACTIONS.astype(complex)}, "actions are complex128.*real"),
+        ({"action": ACTIONS[:-1]}, "5 rows for 6 frames"),
+        ({"metadata": "{"}, "'metadata' is not JSON"),
+        ({"metadata": "[1]"}, "'metadata' is a list"),
+    ],
+)
+def test_refuses_contents_and_names_the_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(EpisodeError, match=rf"episode\.npz: .*{message}"):
+        read_episode(save(tmp_path, **changes))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match=r"nowhere\.npz: no such file"):
+        read_episode(tmp_path / "nowhere.npz")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+def test_truncated_file(tmp_path: Path, share: float) -> None:
+    path = save(tmp_path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(EpisodeError, match=r"episode\.npz: truncated"):
+        read_episode(path)
+
+
+def test_damaged_in_the_middle(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(EpisodeError, match="damaged"):
+        read_episode(path)
+
+
+def test_other_kinds_of_file(tmp_path: Path) -> None:
+    text, array = tmp_path / "text.npz", tmp_path / "array.npz"
+    text.write_text("hello")
+    with open(array, "wb") as file:
+        np.save(file, ACTIONS)
+    for path in (text, array):
+        with pytest.raises(EpisodeError, match=r"not an \.npz archive"):
+            read_episode(path)
+
+
+def test_name_of_a_written_file(tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match=r"must be called \*\.npz"):
+        write_episode(tmp_path / "episode.npy", Episode(IMAGES.astype(np.uint8)))
+
+
+def test_folder(tmp_path: Path) -> None:
+    for number in (2, 0, 1):
+        images = np.full((3, 4, 4, 3), number, np.uint8)
+        write_episode(tmp_path / f"episode_{number}.npz", Episode(images, np.zeros((3, 1), np.float32)))
+    (tmp_path / ".episode_3-abc.npz").write_bytes(b"being written")
+    (tmp_path / "notes.txt").write_text("not an episode")
+    folder = NpzFolder(tmp_path)
+    assert len(folder) == 3
+    assert [folder.read(index).frames.max() for index in range(3)] == [0, 1, 2]
+    assert folder.path(1) == tmp_path / "episode_1.npz"
+
+
+def test_folder_without_episodes(tmp_path: Path) -> None:
+    with pytest.raises(EpisodeError, match="no such folder"):
+        NpzFolder(tmp_path / "nowhere")
+    with pytest.raises(EpisodeError, match="no episode file"):
+        NpzFolder(tmp_path)

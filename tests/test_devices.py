@@ -1,0 +1,39 @@
+"""Choosing a device, on machines with and without CUDA."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ivideogpt.devices import choose_device
+from ivideogpt.errors import DeviceError
+
+
+def pretend_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
+def test_cpu_is_always_there() -> None:
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 0)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(DeviceError, match=r"'cuda:1' was asked for.*Use auto or cpu"):
+        choose_device("cuda:1")
+
+
+def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 2)
+    assert choose_device("auto") == choose_device("cuda") == torch.device("cuda", 0)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(DeviceError, match="Available: cpu, cuda:0, cuda:1"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "mps", ""])
+def test_other_names(name: str) -> None:
+    with pytest.raises(DeviceError, match=r"Available: auto, cpu, cuda"):
+        choose_device(name)
