@@ -21,7 +21,7 @@ setup: $(VENV)/.installed
 	@echo "Ready: $(BIN)/ivideogpt --help"
 
 demo: $(VENV)/.installed
-	$(BIN)/ivideogpt demo
+	$(BIN)/ivideogpt demo --overwrite
 
 bench: $(VENV)/.installed
 	$(BIN)/ivideogpt bench

@@ -33,6 +33,15 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, write)
+
+
 @contextmanager
 def folder_written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block ends well it takes the place of `path`.

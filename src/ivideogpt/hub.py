@@ -115,7 +115,11 @@ def load_weights(module: nn.Module, weights: Weights, where: str) -> None:
         if name in weights and weights[name].shape != tensor.shape
     ]
     problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
-    found = [f"{len(names)} {what} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})" for what, names in problems if names]
+    found = [
+        f"{len(names)} {what} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
+        for what, names in problems
+        if names
+    ]
     if found:
         raise CheckpointError(
             f"{where} does not fit its configuration: {', '.join(found)}. "
@@ -124,9 +128,7 @@ def load_weights(module: nn.Module, weights: Weights, where: str) -> None:
     module.load_state_dict(weights)
 
 
-def save(
-    folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native", overwrite: bool = False
-) -> Path:
+def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native", overwrite: bool = False) -> Path:
     """Write a model folder; it appears whole or not at all.
 
     Raises:
@@ -181,7 +183,10 @@ def _load_official(folder: Path) -> Checkpoint:
 
 def _write_native(folder: Path, checkpoint: Checkpoint) -> None:
     config: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-    parts = [("tokenizer", checkpoint.tokenizer, TOKENIZER_FILE), ("transformer", checkpoint.transformer, TRANSFORMER_FILE)]
+    parts = [
+        ("tokenizer", checkpoint.tokenizer, TOKENIZER_FILE),
+        ("transformer", checkpoint.transformer, TRANSFORMER_FILE),
+    ]
     for name, part, file in parts:
         if part is not None:
             config[name] = _as_json(part[0])
@@ -193,8 +198,10 @@ def _write_native(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _write_official(folder: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.tokenizer is None:
-        raise CheckpointError("the official layout keeps the transformer beside its tokenizer. Save a whole WorldModel.")
-    parts = [(official.tokenizer_to_official(*checkpoint.tokenizer), official.TOKENIZER_CONFIG, official.TOKENIZER_FILE)]
+        raise CheckpointError("the official layout keeps a transformer beside its tokenizer. Save a whole WorldModel.")
+    parts = [
+        (official.tokenizer_to_official(*checkpoint.tokenizer), official.TOKENIZER_CONFIG, official.TOKENIZER_FILE)
+    ]
     if checkpoint.transformer is not None:
         converted = official.transformer_to_official(*checkpoint.transformer)
         parts.append((converted, official.TRANSFORMER_CONFIG, official.TRANSFORMER_FILE))
@@ -223,7 +230,8 @@ def _read_tensors(path: Path) -> Weights:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is not a whole safetensors file ({error}). Download or save it again; pickled weights are never read."
+            f"{path} is not a whole safetensors file ({error}). Download or save it again; "
+            "pickled weights are never read."
         ) from error
 
 
@@ -233,6 +241,10 @@ def _write_tensors(path: Path, weights: Weights) -> None:
 
 def _as_json(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
+
+
+def _first_few(names: list[str]) -> str:
+    return f"{'; '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
 def _first_problem(error: Exception) -> str:

@@ -143,9 +143,7 @@ def tokenizer_to_official(config: TokenizerConfig, weights: Weights) -> tuple[Js
     return official, {_tokenizer_name(name, to_ours=False): tensor for name, tensor in weights.items()}
 
 
-def transformer_from_official(
-    config: Json, weights: Weights, layout: TokenLayout
-) -> tuple[TransformerConfig, Weights]:
+def transformer_from_official(config: Json, weights: Weights, layout: TokenLayout) -> tuple[TransformerConfig, Weights]:
     """Official transformer configuration and tensors -> ours, on the tokenizer's `layout`.
 
     Raises:
@@ -154,7 +152,7 @@ def transformer_from_official(
     where = "official transformer configuration"
     if _field(config, "vocab_size", where) != layout.vocabulary:
         raise CheckpointError(
-            f"{where}: vocab_size is {config['vocab_size']}, but the tokenizer beside it writes {layout.vocabulary} ids."
+            f"{where}: vocab_size is {config['vocab_size']}, but the tokenizer beside it has {layout.vocabulary} ids."
         )
     action = weights.get("action_linear.weight")
     rope = config.get("rope_parameters") or {}
@@ -244,9 +242,7 @@ def _transformer_weights_to_official(ours: Weights, layers: int) -> Weights:
             official[f"model.layers.{i}.{old}"] = ours[f"layers.{i}.{new}"]
         for parts, new in _PACKED_NAMES:
             chunks = ours[f"layers.{i}.{new}"].chunk(len(parts))
-            official |= {
-                f"model.layers.{i}.{part}": chunk.clone() for part, chunk in zip(parts, chunks, strict=True)
-            }
+            official |= {f"model.layers.{i}.{part}": chunk.clone() for part, chunk in zip(parts, chunks, strict=True)}
     for old, new in _EXTRA_NAMES:
         official |= {name.replace(new, old, 1): ours[name] for name in ours if name.startswith(f"{new}.")}
     return official

@@ -198,7 +198,7 @@ class TokenLayout:
 
 
 def _require_codes(name: str, codes: Tensor, size: int) -> None:
-    if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < size):
+    if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
         raise ShapeError(
             f"a {name} token lies outside its codebook: codes {int(codes.min())}..{int(codes.max())}, "
             f"legal 0..{size - 1}. Were these tokens made by another model?"

@@ -217,9 +217,7 @@ class WorldModel(nn.Module):
                 raise ShapeError("neither actions nor a horizon were given. Say how many frames to imagine: horizon=N.")
             return None, _positive_horizon(horizon)
         if actions.ndim != 3 or len(actions) != len(context):
-            raise ShapeError(
-                f"actions have shape {tuple(actions.shape)} for {len(context)} contexts; give (B, T, A), one row a context."
-            )
+            raise ShapeError(f"actions have shape {tuple(actions.shape)} for {len(context)} contexts; give (B, T, A).")
         count = actions.shape[1]
         horizon = _positive_horizon(count - t if horizon is None else horizon)
         if count == horizon:
@@ -288,7 +286,8 @@ class Session:
         transformer = self.model.transformer
         hidden = self._read(self._slot(action))
         uniform = self._streams.draw(self.layout.dynamics_tokens)
-        sampled, entropies = [], []
+        sampled: list[Tensor] = []
+        entropies: list[Tensor] = []
         for i in range(self.layout.dynamics_tokens):
             if i > 0:
                 hidden = self._read(transformer.embedding(sampled[-1])[:, None])
@@ -309,9 +308,7 @@ class Session:
         """Tokens (B,K,F,M) of this session's contexts -> frames (B,K,F,3,R,R), float in [0,1]."""
         codes = tokens.flatten(1, 2) - self.layout.dynamics_ids.start  # every branch and frame of a context
         at_once = max(1, _FRAMES_DECODED_AT_ONCE // self.contexts)
-        chunks = [
-            self.model.tokenizer.decode_future(part, self._context) for part in codes.split(at_once, dim=1)
-        ]
+        chunks = [self.model.tokenizer.decode_future(part, self._context) for part in codes.split(at_once, dim=1)]
         return torch.cat(chunks, dim=1).float().clamp(0, 1).unflatten(1, tokens.shape[1:3])
 
     def _prefill(self, codes: Tensor) -> KeyValueCache:

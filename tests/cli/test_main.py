@@ -66,9 +66,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["--versoin"], "Available"),
     ],
 )
-def test_unknown_command_names_the_nearest(
-    words: list[str], nearest: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unknown_command_names_the_nearest(words: list[str], nearest: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     shown = capsys.readouterr()
     assert nearest in shown.err and shown.out == ""
@@ -97,9 +95,7 @@ def test_a_refused_value_names_value_and_rule(
     assert capsys.readouterr().err == "error: count is 12, but should be less than or equal to 9\n"
 
 
-def test_a_wrong_flag_names_the_nearest(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_wrong_flag_names_the_nearest(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     install(monkeypatch, fail_with(AssertionError("never reached")))
     with pytest.raises(SystemExit) as stop:
         main(["pretend", "--cuont", "3"])

@@ -73,9 +73,7 @@ def test_a_saved_state_continues_exactly(discriminator: PatchDiscriminator) -> N
         assert torch.equal(other(frames), discriminator(frames))
 
 
-@pytest.mark.parametrize(
-    "shape", [(2, 3, 16, 64), (2, 3, 8, 8), (2, 1, 64, 64), (3, 64, 64), (1, 1, 3, 64, 64)]
-)
+@pytest.mark.parametrize("shape", [(2, 3, 16, 64), (2, 3, 8, 8), (2, 1, 64, 64), (3, 64, 64), (1, 1, 3, 64, 64)])
 def test_frames_that_do_not_fit_are_named(discriminator: PatchDiscriminator, shape: tuple[int, ...]) -> None:
     with pytest.raises(ShapeError, match="at least 17 pixels") as raised:
         discriminator(torch.rand(shape))

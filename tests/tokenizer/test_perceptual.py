@@ -42,8 +42,7 @@ def random_vgg16(generator: torch.Generator) -> Weights:
 
 def random_heads(generator: torch.Generator) -> Weights:
     return {
-        f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator)
-        for i, width in enumerate(HEAD_WIDTHS)
+        f"lin{i}.model.1.weight": torch.rand(1, width, 1, 1, generator=generator) for i, width in enumerate(HEAD_WIDTHS)
     }
 
 
@@ -124,9 +123,7 @@ def test_is_a_distance_of_each_row(lpips: LPIPS) -> None:
     assert (lpips(x, near) < distances).all()
 
 
-def test_safetensors_and_old_pickles_are_read_alike(
-    lpips: LPIPS, vgg16: Weights, heads: Weights, folder: Path
-) -> None:
+def test_safetensors_and_old_pickles_are_read_alike(lpips: LPIPS, vgg16: Weights, heads: Weights, folder: Path) -> None:
     save_file(vgg16, folder / "vgg16.safetensors")
     torch.save(heads, folder / "old.pt", _use_new_zipfile_serialization=False)
     other = LPIPS.from_files(folder / "vgg16.safetensors", folder / "old.pt")
@@ -222,9 +219,7 @@ def test_missing_tensors_are_named(tmp_path: Path) -> None:
 
 def test_swapped_files_are_named(tmp_path: Path, heads: Weights) -> None:
     bad = save(tmp_path / "heads.pth", heads)
-    with pytest.raises(
-        CheckpointError, match=r"26 of 26 tensors are missing \(features\.0\.weight; .* \.\.\.\)"
-    ):
+    with pytest.raises(CheckpointError, match=r"26 of 26 tensors are missing \(features\.0\.weight; .* \.\.\.\)"):
         LPIPS.from_files(bad, save(tmp_path / "vgg16.pth", blank_vgg16()))
 
 

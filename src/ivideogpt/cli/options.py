@@ -42,7 +42,7 @@ def parse_options(kind: type[AnyOptions], prog: str, words: Sequence[str]) -> An
     registry.struct_rule(_pydantic_rule)
     flags = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return tyro.cli(kind, prog=prog, args=words, config=flags, registry=registry)
+        return tyro.cli(kind, prog=prog, description=kind.__doc__, args=words, config=flags, registry=registry)
     except _RefusedError as error:
         raise ConfigError(describe_refusal(error.refusal)) from error.refusal
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -17,7 +16,6 @@ from ivideogpt.errors import InputError
 if TYPE_CHECKING:
     from ivideogpt.config import SamplingConfig
     from ivideogpt.data.episode import Episode
-    from ivideogpt.evaluation.prediction import Prediction
     from ivideogpt.world_model import WorldModel
 
 
@@ -59,6 +57,7 @@ def run(options: Options) -> None:
     """Predict, write and report."""
     from ivideogpt.devices import choose_device
     from ivideogpt.evaluation.prediction import headline, predict_episode
+    from ivideogpt.evaluation.report import write_prediction
     from ivideogpt.files import require_free_output
     from ivideogpt.world_model import WorldModel
 
@@ -84,7 +83,7 @@ def run(options: Options) -> None:
         "sampling": sampling.model_dump(),
         **prediction.metrics,
     }
-    wrote = _write(out, prediction, figures)
+    wrote = write_prediction(out, prediction, figures)
     report(figures if options.as_json else headline(prediction.metrics), options.as_json)
     finish(wrote, _next_steps(options), options.as_json)
 
@@ -119,35 +118,6 @@ def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:
     """The model's own way to draw tokens, with what the options change."""
     given = {"temperature": options.temperature, "top_k": options.top_k}
     return world_model.sampling.model_copy(update={k: v for k, v in given.items() if v is not None})
-
-
-def _write(out: Path, prediction: Prediction, figures: dict[str, Any]) -> list[tuple[str, Path]]:
-    from ivideogpt.evaluation import pictures
-    from ivideogpt.evaluation.plot import line_plot
-    from ivideogpt.files import write_atomically
-
-    rows = pictures.prediction_rows(prediction)
-    film = pictures.side_by_side(rows, prediction.context_frames)
-    curves = {name.replace("_", " "): values for name, values in figures["per_frame"]["psnr"].items()}
-    plot = line_plot(curves, "PSNR of future frames, dB", "future frame")
-    wrote = [
-        ("video", out / "prediction.mp4"),
-        ("animation", out / "prediction.gif"),
-        ("strip", out / "strip.png"),
-        ("PSNR per frame", out / "psnr.png"),
-        ("figures", out / "metrics.json"),
-    ]
-    mp4, gif, strip, psnr, metrics = (path for _, path in wrote)
-    pictures.write_mp4(mp4, film)
-    pictures.write_gif(gif, film)
-    pictures.write_png(strip, pictures.strip(rows, prediction.context_frames))
-    pictures.write_png(psnr, plot)
-    write_atomically(metrics, lambda temporary: _write_json(temporary, figures))
-    return wrote
-
-
-def _write_json(path: Path, figures: dict[str, Any]) -> None:
-    path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
 
 
 def _next_steps(options: Options) -> list[str]:

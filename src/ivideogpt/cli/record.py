@@ -40,9 +40,7 @@ class Options(BaseOptions):
     @model_validator(mode="after")
     def _check(self) -> Options:
         if self.overwrite and self.resume:
-            raise ConfigError(
-                "--overwrite and --resume exclude each other: replace what is there, or add to it."
-            )
+            raise ConfigError("--overwrite and --resume exclude each other: replace what is there, or add to it.")
         return self
 
 

@@ -26,5 +26,7 @@ def run(options: Options) -> None:
             f"Pixels that move weigh up to {1 + config.motion_weight:g} times instead (--motion-weight)."
         )
     figures = show_training("training the tokenizer", train_tokenizer(config), config)
-    next_step = f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
+    next_step = (
+        f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
+    )
     finish_training(figures, config, next_step, options.as_json)

@@ -5,6 +5,8 @@ Shapes: B frames, C channels, H and W rows and columns of a feature map.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,7 +69,7 @@ class DownBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resample: bool) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * layers
-        self.residual = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.residual = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.resample = nn.Conv2d(outputs, outputs, 3, stride=2) if resample else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -83,7 +85,7 @@ class UpBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, layers: int, groups: int, resample: bool) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * layers
-        self.residual = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.residual = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.resample = nn.Conv2d(outputs, outputs, 3, padding=1) if resample else None
 
     def forward(self, x: Tensor) -> Tensor:

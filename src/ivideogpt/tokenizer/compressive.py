@@ -259,9 +259,7 @@ class CompressiveTokenizer(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
-def _quantizer(
-    config: TokenizerConfig, codes: int, levels: tuple[int, ...]
-) -> VectorQuantizer | FiniteScalarQuantizer:
+def _quantizer(config: TokenizerConfig, codes: int, levels: tuple[int, ...]) -> VectorQuantizer | FiniteScalarQuantizer:
     if config.quantizer == "fsq":
         return FiniteScalarQuantizer(levels)
     return VectorQuantizer(codes, config.latent_channels)

@@ -20,9 +20,7 @@ _CROSS_NORM_EPS = 1e-5
 class CrossAttention(nn.Module):
     """`z <- SiLU(z + MHA(q = GN(z) + pos_q, kv = GN(context) + pos_kv))` (paper appendix A.1)."""
 
-    def __init__(
-        self, channels: int, size: int, context_frames: int, heads: int, groups: int, dropout: float
-    ) -> None:
+    def __init__(self, channels: int, size: int, context_frames: int, heads: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.heads, self.dropout, self.size = heads, dropout, size
         self.query_norm = nn.GroupNorm(groups, channels, eps=_CROSS_NORM_EPS)

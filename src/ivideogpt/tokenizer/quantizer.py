@@ -6,7 +6,7 @@ Shapes: ... any leading dimensions, D code width, K codebook size.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,6 @@ class Quantized(NamedTuple):
     """(...) int64 codes in 0..K-1."""
     loss: Tensor
     """Commitment and codebook loss, a scalar; 0 where there is nothing to learn."""
-
-
-class Quantizer(Protocol):
-    """What the tokenizer asks of a quantizer; it is also an `nn.Module`."""
-
-    width: int
-
-    def __call__(self, vectors: Tensor) -> Quantized: ...
-    def lookup(self, codes: Tensor) -> Tensor: ...
 
 
 class VectorQuantizer(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ivideogpt.config import TrainingConfig
 from ivideogpt.errors import CheckpointError, ConfigError
-from ivideogpt.files import folder_written_atomically, write_atomically
+from ivideogpt.files import folder_written_atomically, write_text_atomically
 
 CONFIG_FILE = "training.json"
 _STATE_FILE = "state.safetensors"
@@ -21,15 +21,14 @@ _STEP_FILE = "step.json"
 
 # What may differ between a run and its continuation: nothing that changes a weight.
 _FREE_TO_CHANGE = {
-    "out", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every", "keep", "resume",
-    "overwrite",
+    "out", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every", "keep",
+    "resume", "overwrite",
 }  # fmt: skip
 
 
 def save_config(run: Path, config: TrainingConfig) -> None:
     """Write the run's configuration beside its checkpoints."""
-    text = config.model_dump_json(indent=2) + "\n"
-    write_atomically(run / CONFIG_FILE, lambda path: path.write_text(text) and None)
+    write_text_atomically(run / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
 
 
 def require_same_config(run: Path, config: TrainingConfig) -> None:
@@ -42,7 +41,7 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
     try:
         old = json.loads((run / CONFIG_FILE).read_text())
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"nothing to resume in {run}: {CONFIG_FILE} is missing or unreadable. Drop --resume.") from error
+        raise CheckpointError(f"nothing to resume in {run}: no readable {CONFIG_FILE}. Drop --resume.") from error
     new = json.loads(config.model_dump_json())
     differing = [
         f"{name} was {old.get(name)!r}, now {value!r}"

@@ -41,7 +41,10 @@ SampleOut = TypeVar("SampleOut", bound=Sample, covariant=True)
 class Learner(Protocol[SampleT]):
     """A model together with how it learns."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is optimized and saved."""
+        ...
 
     def losses(self, batch: SampleT, step: int) -> dict[str, Tensor]:
         """Named scalar losses of a batch, with gradients; the loop sums them. Always the same names."""
@@ -166,7 +169,7 @@ def train(
 def _optimizer_step(
     learner: Learner[SampleT],
     optimizer: torch.optim.Optimizer,
-    stream: Iterator[B],
+    stream: Iterator[SampleT],
     step: int,
     config: TrainingConfig,
     device: torch.device,
@@ -202,7 +205,11 @@ def _validate(learner: Learner[SampleT], batches: list[SampleT]) -> dict[str, fl
 
 
 def _save(
-    learner: Learner[SampleT], optimizer: torch.optim.Optimizer, average: WeightAverage, config: TrainingConfig, step: int
+    learner: Learner[SampleT],
+    optimizer: torch.optim.Optimizer,
+    average: WeightAverage,
+    config: TrainingConfig,
+    step: int,
 ) -> Path:
     parts = {
         "model": dict(learner.model.state_dict()),

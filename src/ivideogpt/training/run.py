@@ -53,7 +53,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
 
 
 def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport | CacheReport]:
-    """Train a transformer on a frozen tokenizer's tokens; yields after each step of work. Errors as `train_tokenizer`."""
+    """Train a transformer on a frozen tokenizer's tokens; yields after each step. Errors as `train_tokenizer`."""
     device = choose_device(config.device)
     bf16 = wants_bf16(config.precision, device)
     tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer).to(device)
@@ -72,9 +72,7 @@ def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport 
     return _train_on_tokens(learner, training, validation, config, device, bf16)
 
 
-def open_batches(
-    config: TrainingConfig, spec: SegmentSpec, resolution: int
-) -> tuple[SegmentLoader, SegmentLoader]:
+def open_batches(config: TrainingConfig, spec: SegmentSpec, resolution: int) -> tuple[SegmentLoader, SegmentLoader]:
     """Batches for training, and batches of the held-out episodes, without augmentation.
 
     Raises:

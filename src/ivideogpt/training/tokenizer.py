@@ -151,9 +151,7 @@ class TokenizerLearner:
 
     def state(self) -> dict[str, Tensor]:
         """Code counts, and the discriminator with its optimizer."""
-        tensors = {
-            f"{name}.{k}": t for name, counter in self.counters.items() for k, t in counter.state().items()
-        }
+        tensors = {f"{name}.{k}": t for name, counter in self.counters.items() for k, t in counter.state().items()}
         if self.adversary is not None:
             tensors |= {f"discriminator.{k}": t for k, t in self.adversary.model.state_dict().items()}
             optimizer = checkpoint.optimizer_tensors(self.adversary.optimizer)

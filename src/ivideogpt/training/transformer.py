@@ -6,6 +6,7 @@ Shapes: B segments, L tokens, T sequence frames, F future frames, A action size.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def make_transformer(
         ConfigError, CheckpointError: a preset, model or action size that does not fit.
     """
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
-    wanted = {"action_dim": action_dim, "reward": config.rewards, "reward_symlog": config.reward_symlog}
+    wanted: dict[str, Any] = {"action_dim": action_dim, "reward": config.rewards, "reward_symlog": config.reward_symlog}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.start_from is None:
@@ -93,7 +94,9 @@ class TransformerLearner:
                 named = {**losses, "accuracy": right[0] / right[1].clamp(min=1)}
                 if self.model.action_in is not None and batch.actions is not None:
                     shuffled = TokenBatch(batch.tokens, batch.mask, batch.actions.roll(1, dims=0), batch.rewards)
-                    named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0]["cross_entropy"]
+                    named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0][
+                        "cross_entropy"
+                    ]
             for name, value in named.items():
                 figures[name] = figures.get(name, 0.0) + float(value) / len(batches)
         return figures
@@ -104,7 +107,9 @@ class TransformerLearner:
         frames = self.tokenizer.detokenize(tokens).float()
         world_model = WorldModel(self.tokenizer, self.model, self.sampling)
         t = self.model.layout.context_frames
-        actions = batch.actions[:_PICTURE_ROWS] if self.model.action_in is not None and batch.actions is not None else None
+        actions = (
+            batch.actions[:_PICTURE_ROWS] if self.model.action_in is not None and batch.actions is not None else None
+        )
         imagined = world_model.rollout(frames[:, :t], actions, frames.shape[1] - t, seed=self.config.seed)
         pairs = torch.stack([frames, imagined.video[:, 0]], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
         return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
@@ -158,7 +163,7 @@ def _reward_error(predicted: Tensor, batch: TokenBatch, context_frames: int, sym
     return ((predicted.float() - target).square() * mask).sum() / mask.sum().clamp(min=1)
 
 
-def _fine_tuned(name: str, wanted: dict[str, object], tokenizer: CompressiveTokenizer) -> VideoTransformer:
+def _fine_tuned(name: str, wanted: dict[str, Any], tokenizer: CompressiveTokenizer) -> VideoTransformer:
     config, weights = hub.load_transformer(name)
     if config.action_dim is not None and wanted["action_dim"] not in (None, config.action_dim):
         raise ConfigError(
@@ -167,9 +172,11 @@ def _fine_tuned(name: str, wanted: dict[str, object], tokenizer: CompressiveToke
         )
     reward = bool(config.reward or wanted["reward"])
     action_dim = config.action_dim or wanted["action_dim"]
-    model = VideoTransformer(TransformerConfig(**{**dict(config), **wanted, "action_dim": action_dim, "reward": reward}))
+    model = VideoTransformer(
+        TransformerConfig(**{**dict(config), **wanted, "action_dim": action_dim, "reward": reward})
+    )
     if model.layout != tokenizer.layout and not model.layout.goal:
-        raise CheckpointError(f"the model {name} continues {model.layout}, but the tokenizer writes {tokenizer.layout}.")
+        raise CheckpointError(f"the model {name} continues {model.layout}, the tokenizer writes {tokenizer.layout}.")
     fresh = {k: v for k, v in model.state_dict().items() if k.startswith(("action_in", "reward_head"))}
     hub.load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
     return model

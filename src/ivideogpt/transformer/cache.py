@@ -64,9 +64,7 @@ class KeyValueCache:
     def repeated(self, times: int, capacity: int) -> KeyValueCache:
         """A cache of `capacity` positions in which each row stands `times` times, one after the other."""
         layers, rows, heads, _, head_dim = self.keys.shape
-        other = KeyValueCache(
-            layers, rows * times, heads, capacity, head_dim, self.keys.device, self.keys.dtype
-        )
+        other = KeyValueCache(layers, rows * times, heads, capacity, head_dim, self.keys.device, self.keys.dtype)
         filled = slice(0, self.length)
         other.keys[:, :, :, filled] = self.keys[:, :, :, filled].repeat_interleave(times, dim=1)
         other.values[:, :, :, filled] = self.values[:, :, :, filled].repeat_interleave(times, dim=1)

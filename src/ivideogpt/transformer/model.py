@@ -207,7 +207,7 @@ class VideoTransformer(nn.Module):
         expected = (rows, frames, self.config.action_dim)
         if self.action_in is not None and tuple(actions.shape) != expected:
             raise ShapeError(
-                f"actions have shape {tuple(actions.shape)}; this model takes (B, T, A) = {expected}: one action a frame."
+                f"actions have shape {tuple(actions.shape)}; this model takes (B, T, A) = {expected}, one a frame."
             )
         if not torch.isfinite(actions).all():
             row = int((~torch.isfinite(actions)).flatten(1).any(1).nonzero()[0])
