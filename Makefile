@@ -7,13 +7,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test check bench pusht-64 clean
 
 help:
 	@echo "make demo    imagine Push-T with the shipped model (sets everything up first)"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types and architecture"
 	@echo "make bench   measure speed against the straightforward way"
+	@echo "make pusht-64  train the shipped model again, from nothing (hours)"
 	@echo "make setup   install into $(VENV), nothing else"
 	@echo "make clean   remove $(VENV) and caches"
 
@@ -25,6 +26,9 @@ demo: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/ivideogpt bench
+
+pusht-64: $(VENV)/.installed
+	BIN=$(BIN) bash recipes/pusht_64.sh
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q

@@ -28,11 +28,11 @@ FLOORS = (
     ("training",),
     ("envs",),
     ("evaluation",),
-    ("planning", "rl", "serving"),
+    ("planning", "rl", "serving", "benchmarks"),
     ("cli",),
 )
 # Rooms that not everybody above may enter.
-ONLY_FOR = {"training": {"rl", "cli"}}
+ONLY_FOR = {"training": {"rl", "cli", "benchmarks"}}
 # What the three model rooms may not load: it is optional, slow to import, or not ours to need.
 HEAVY = {
     "av",

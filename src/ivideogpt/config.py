@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ivideogpt.errors import ConfigError
+from ivideogpt.errors import ConfigError, unknown_name
 from ivideogpt.sequence import TokenLayout
 
 
@@ -16,6 +16,24 @@ class Config(BaseModel):
     """Base of all configurations: frozen, and an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @classmethod
+    def checked(cls, **fields: Any) -> Self:
+        """The configuration with these fields; its refusal is a `ConfigError`, where pydantic's is not an `InputError`.
+
+        Raises:
+            ConfigError: names the first field refused, the value given and the rule.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as refusal:
+            first = refusal.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "extra_forbidden":
+                raise ConfigError(unknown_name("field", field, cls.model_fields)) from refusal
+            if first["type"] == "value_error":
+                raise ConfigError(str(first["ctx"]["error"])) from refusal
+            raise ConfigError(f"{field} is {first['input']!r}: {first['msg']}.") from refusal
 
 
 class TokenizerConfig(Config):
@@ -26,7 +44,7 @@ class TokenizerConfig(Config):
     stem_stride: int = Field(1, ge=1)
     """Pixels folded into channels before the first convolution, along each axis. 1 is the paper's stem; 2 does away
     with the convolutions at full resolution, which are most of the cost of a small model."""
-    widths: tuple[int, ...] = Field((128, 256, 512), min_length=1)
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 256, 512), min_length=1)
     """Channels of each level, finest first."""
     layers: int = Field(2, ge=1)
     """Residual blocks a level in the encoder; the decoder has one more."""
@@ -165,10 +183,12 @@ class SamplingConfig(Config):
 class TrainingConfig(Config):
     """What every training has in common (paper appendix A.2 and A.4)."""
 
+    longest_default_warmup: ClassVar[int] = 500
+
     data: Path
     """Folder of recorded episodes (.npz)."""
     out: Path
-    """Run folder: checkpoints, logs, pictures, and `model/`, ready to load."""
+    """Run folder: checkpoints, logs, pictures, and `model/`, ready to load, renewed with every checkpoint."""
     steps: int = Field(10_000, ge=1)
     """Optimizer steps."""
     batch_size: int = Field(16, ge=1)
@@ -177,10 +197,10 @@ class TrainingConfig(Config):
     """Micro-batches whose gradients are averaged for one optimizer step."""
     learning_rate: float = Field(5e-4, gt=0)
     """Highest learning rate."""
-    warmup: int = Field(500, ge=0)
-    """Steps of linear warm-up."""
+    warmup: int | None = Field(None, ge=0)
+    """Steps of linear warm-up. Where left out 500, or a tenth of the steps if that is less."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """After the warm-up: constant, or a cosine that reaches zero at the last step."""
+    """After the warm-up: constant, or a cosine that falls to zero over the other steps."""
     weight_decay: float = Field(0.0, ge=0)
     """AdamW weight decay; never on embeddings, norms and biases."""
     clip: float = Field(1.0, gt=0)
@@ -195,7 +215,7 @@ class TrainingConfig(Config):
     """Name of the frames inside an episode file."""
     action_key: str = "action"
     """Name of the actions inside an episode file."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Decides initial weights, the train/validation split, the batches and the dropout."""
     workers: int = Field(0, ge=0)
     """Processes that prepare batches; 0 prepares them in the training process. The batches are the same."""
@@ -218,13 +238,18 @@ class TrainingConfig(Config):
     resume: bool = False
     """Continue the run in `out` exactly where its last checkpoint stands."""
     overwrite: bool = False
-    """Start afresh in a run folder that is not empty. The old run is removed."""
+    """Start afresh in a run folder that is not empty. The old run is removed; other files there are kept."""
 
     @model_validator(mode="after")
     def _check_resume(self) -> TrainingConfig:
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite are both set; the one continues the run, the other removes it.")
         return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of linear warm-up, the default worked out."""
+        return min(self.longest_default_warmup, self.steps // 10) if self.warmup is None else self.warmup
 
 
 class TokenizerTrainingConfig(TrainingConfig):
@@ -244,9 +269,12 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Frames from which a segment is drawn."""
     goal: bool = False
     """Draw the context frames at random from the horizon too, as the goal-conditioned model needs."""
-    motion_weight: float = Field(4.0, ge=0)
+    motion_weight: float | None = Field(None, ge=0)
     """Extra weight of pixels that change within the segment, so that small moving things survive: a pixel that goes
-    from black to white weighs 1 + this much. 0 is the paper's plain L1."""
+    from black to white weighs 1 + this much. Left out: 0, the paper's, with a perceptual loss, else 6."""
+    mse_weight: float | None = Field(None, ge=0)
+    """Weight of the squared error, with the same extra weight of moving pixels; L1 alone is slow to find thin shapes.
+    Left out: 0, the paper's, with a perceptual loss, else 4."""
     vgg16_weights: Path | None = None
     """torchvision VGG16 state dict for the perceptual loss (LPIPS); without it the perceptual loss is left out."""
     lpips_heads: Path | None = None
@@ -270,9 +298,19 @@ class TokenizerTrainingConfig(TrainingConfig):
             raise ConfigError("vgg16_weights and lpips_heads belong together: give both files, or neither.")
         return self
 
+    @property
+    def pixel_weights(self) -> tuple[float, float]:
+        """`motion_weight` and `mse_weight`, decided where they were left out."""
+        perceptual = self.vgg16_weights is not None
+        motion = self.motion_weight if self.motion_weight is not None else 0.0 if perceptual else 6.0
+        mse = self.mse_weight if self.mse_weight is not None else 0.0 if perceptual else 4.0
+        return motion, mse
+
 
 class TransformerTrainingConfig(TrainingConfig):
     """Training of the transformer on the tokens of a frozen tokenizer."""
+
+    longest_default_warmup: ClassVar[int] = 5_000
 
     tokenizer: str = "pusht-64"
     """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id."""
@@ -286,19 +324,19 @@ class TransformerTrainingConfig(TrainingConfig):
     goal: bool = False
     """Goal-conditioned prediction: the segment's last frame is also put first."""
     actions: bool = True
-    """Take actions, where the episodes have them; off trains an action-free model."""
+    """Whether the episodes' actions steer the prediction; --no-actions trains an action-free model."""
     rewards: bool = False
-    """Predict rewards, where the episodes have them."""
+    """Predict rewards, too; the episodes must have them."""
     reward_symlog: bool = False
     """Train the reward head on symlog(reward)."""
     attention_dropout: float | None = Field(None, ge=0, lt=1)
     """Attention dropout; the preset's where left out."""
     learning_rate: float = Field(1e-4, gt=0)
     """Highest learning rate."""
-    warmup: int = Field(5_000, ge=0)
-    """Steps of linear warm-up."""
+    warmup: int | None = Field(None, ge=0)
+    """Steps of linear warm-up. Where left out 5,000, or a tenth of the steps if that is less."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """After the warm-up: constant, or a cosine that reaches zero at the last step."""
+    """After the warm-up: constant, or a cosine that falls to zero over the other steps."""
     weight_decay: float = Field(0.01, ge=0)
     """AdamW weight decay; never on embeddings, norms and biases."""
     cache_tokens: int = Field(0, ge=0)
@@ -310,7 +348,9 @@ class TransformerTrainingConfig(TrainingConfig):
     """Sampling top-k written into the saved model; 0 for all."""
 
     @model_validator(mode="after")
-    def _check_cache(self) -> TransformerTrainingConfig:
+    def _check_transformer(self) -> TransformerTrainingConfig:
+        if self.reward_symlog and not self.rewards:
+            raise ConfigError("reward_symlog is set, but rewards is not: there is no reward head to train. Set both.")
         if self.cache_tokens and self.augment != "none":
             raise ConfigError(
                 f"cache_tokens is {self.cache_tokens} with augmentation {self.augment!r}; cached tokens are those of "

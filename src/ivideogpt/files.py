@@ -12,25 +12,31 @@ from pathlib import Path
 
 from ivideogpt.errors import OutputError
 
+# Names that nobody else gives: what is being written, and what was there before and is about to be replaced.
+_WRITING, _REPLACED = ".writing-", ".replaced-"
+
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call `write(temporary_path)`, then move the result over `path` in one step.
 
     The temporary file keeps the suffix of `path` and lies in the same folder, so the move is atomic. If `write` fails
     (a full disk, a kill) the previous file is untouched.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        with readable_write_errors(path):
+    with readable_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f"{_WRITING}{path.stem}-", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
             write(temporary)
             _flush_to_disk(temporary)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomically(path: Path, text: str) -> None:
@@ -46,20 +52,46 @@ def write_text_atomically(path: Path, text: str) -> None:
 def folder_written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block ends well it takes the place of `path`.
 
-    An older folder at `path` is set aside first and removed only after the new one is in place.
+    An older folder at `path` is set aside first and removed only after the new one is in place. A kill between the
+    two moves leaves it aside; the next write of `path`, or `mend_folder`, puts it back.
+
+    Raises:
+        OutputError: the disk is full, or the place cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        with readable_write_errors(path):
+    with readable_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_WRITING}{path.name}-", dir=path.parent))
+        try:
             yield temporary
             for file in temporary.rglob("*"):
                 if file.is_file():
                     _flush_to_disk(file)
             os.chmod(temporary, 0o755)
             _swap_in(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def mend_folder(folder: Path) -> None:
+    """Clear away what killed writes left in `folder`: half-written files go, what was set aside comes back.
+
+    Only for a folder that nobody else is writing to at the moment.
+    """
+    if not folder.is_dir():
+        return
+    for entry in list(folder.iterdir()):
+        if entry.name.startswith(_REPLACED):
+            _put_back(folder / entry.name.removeprefix(_REPLACED))
+        elif entry.name.startswith(_WRITING):
+            remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def require_free_output(folder: Path, *, overwrite: bool, cure: str = "--overwrite") -> None:
@@ -76,7 +108,7 @@ def require_free_output(folder: Path, *, overwrite: bool, cure: str = "--overwri
 
 @contextmanager
 def readable_write_errors(path: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission while writing `path` into an `OutputError`."""
+    """Turn a full disk, a missing permission or a file in the way while writing `path` into an `OutputError`."""
     try:
         yield
     except OSError as error:
@@ -87,6 +119,11 @@ def readable_write_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"no permission to write {path}. Choose a folder that you may write to.") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+            raise OutputError(
+                f"{path} cannot be written: a part of the path is a file where a folder is needed, or the other way "
+                "round. Choose another place."
+            ) from error
         raise
 
 
@@ -96,10 +133,26 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def _swap_in(temporary: Path, path: Path) -> None:
+    _put_back(path)
     if not path.exists():
         os.replace(temporary, path)
         return
-    aside = path.with_name(f".{path.name}-old-{os.getpid()}")
+    aside = _aside(path)
     os.replace(path, aside)
-    os.replace(temporary, path)
-    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        os.replace(temporary, path)
+    finally:
+        _put_back(path)
+
+
+def _put_back(path: Path) -> None:
+    """Where an older version of `path` was set aside: put it back if nothing took its place, else remove it."""
+    aside = _aside(path)
+    if path.exists():
+        remove(aside)
+    elif aside.exists():
+        os.replace(aside, path)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f"{_REPLACED}{path.name}")

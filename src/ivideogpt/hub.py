@@ -7,13 +7,17 @@ safetensors file a part, `tokenizer.safetensors` and `transformer.safetensors`.
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -144,6 +148,23 @@ def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native
     return folder
 
 
+def write_tensors(path: Path, weights: Weights) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: a full disk and the like, as from any other file; safetensors itself raises a type of its own.
+    """
+    try:
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+        save_file(plain, path, {"format": "pt"})
+        os.chmod(path, 0o644)  # safetensors leaves it readable to the owner alone
+    except SafetensorError as error:
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def _load_native(folder: Path) -> Checkpoint:
     path = folder / CONFIG_FILE
     config = _read_json(path)
@@ -154,12 +175,10 @@ def _load_native(folder: Path) -> Checkpoint:
             f"{path}: version is {config.get('version')!r}; this library reads version {VERSION}. "
             "Install the library version that wrote it, or save the model again."
         )
-    try:
-        tokenizer = TokenizerConfig(**config["tokenizer"]) if "tokenizer" in config else None
-        transformer = TransformerConfig(**config["transformer"]) if "transformer" in config else None
-        sampling = SamplingConfig(**config.get("sampling", {}))
-    except (ValidationError, TypeError) as error:
-        raise CheckpointError(f"{path} is not a legal configuration: {_first_problem(error)}") from error
+    with _readable_configuration(path):
+        tokenizer = TokenizerConfig.checked(**config["tokenizer"]) if "tokenizer" in config else None
+        transformer = TransformerConfig.checked(**config["transformer"]) if "transformer" in config else None
+        sampling = SamplingConfig.checked(**config.get("sampling", {}))
     return Checkpoint(
         tokenizer=None if tokenizer is None else (tokenizer, _read_tensors(folder / TOKENIZER_FILE)),
         transformer=None if transformer is None else (transformer, _read_tensors(folder / TRANSFORMER_FILE)),
@@ -168,16 +187,16 @@ def _load_native(folder: Path) -> Checkpoint:
 
 
 def _load_official(folder: Path) -> Checkpoint:
-    tokenizer = official.tokenizer_from_official(
-        _read_json(folder / official.TOKENIZER_CONFIG), _read_tensors(folder / official.TOKENIZER_FILE)
-    )
-    if not (folder / official.TRANSFORMER_CONFIG).is_file():
+    path = folder / official.TOKENIZER_CONFIG
+    config, weights = _read_json(path), _read_tensors(folder / official.TOKENIZER_FILE)
+    with _readable_configuration(path):
+        tokenizer = official.tokenizer_from_official(config, weights)
+    path = folder / official.TRANSFORMER_CONFIG
+    if not path.is_file():
         return Checkpoint(tokenizer=tokenizer)
-    transformer = official.transformer_from_official(
-        _read_json(folder / official.TRANSFORMER_CONFIG),
-        _read_tensors(folder / official.TRANSFORMER_FILE),
-        tokenizer[0].layout,
-    )
+    config, weights = _read_json(path), _read_tensors(folder / official.TRANSFORMER_FILE)
+    with _readable_configuration(path):
+        transformer = official.transformer_from_official(config, weights, tokenizer[0].layout)
     return Checkpoint(tokenizer=tokenizer, transformer=transformer)
 
 
@@ -190,7 +209,7 @@ def _write_native(folder: Path, checkpoint: Checkpoint) -> None:
     for name, part, file in parts:
         if part is not None:
             config[name] = _as_json(part[0])
-            _write_tensors(folder / file, part[1])
+            write_tensors(folder / file, part[1])
     if checkpoint.transformer is not None:
         config["sampling"] = _as_json(checkpoint.sampling)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
@@ -208,7 +227,7 @@ def _write_official(folder: Path, checkpoint: Checkpoint) -> None:
     for (config, weights), config_file, weights_file in parts:
         (folder / config_file).parent.mkdir(exist_ok=True)
         (folder / config_file).write_text(json.dumps(config, indent=2) + "\n")
-        _write_tensors(folder / weights_file, weights)
+        write_tensors(folder / weights_file, weights)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -235,10 +254,6 @@ def _read_tensors(path: Path) -> Weights:
         ) from error
 
 
-def _write_tensors(path: Path, weights: Weights) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path, {"format": "pt"})
-
-
 def _as_json(config: BaseModel) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
@@ -247,11 +262,12 @@ def _first_few(names: list[str]) -> str:
     return f"{'; '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
 
 
-def _first_problem(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(x) for x in first['loc']) or 'configuration'}: {first['msg']}"
-    return str(error)
+@contextmanager
+def _readable_configuration(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a legal configuration: {error}") from error
 
 
 def _download(name: str) -> Path:

@@ -6,6 +6,7 @@ Layout: `tokenizer/config.json` + `tokenizer/diffusion_pytorch_model.safetensors
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -47,7 +48,6 @@ _TOKENIZER_NAMES = [
     ("to_q", "query"),
     ("to_k", "key"),
     ("to_v", "value"),
-    ("to_out.0", "output"),
     ("conv_norm_out", "norm_out"),
     ("cross_att_blocks", "cross"),
     ("att.in_proj_weight", "projection.weight"),
@@ -57,6 +57,7 @@ _TOKENIZER_NAMES = [
     ("q_norm", "query_norm"),
     ("kv_pos_emb", "context_position"),
     ("q_pos_emb", "query_position"),
+    ("middle.attention.to_out.0", "middle.attention.output"),  # after att.out_proj, so that the way back meets it first
 ]
 _LAYER_NAMES = [
     ("input_layernorm.weight", "attention_norm.weight"),
@@ -74,6 +75,22 @@ _MODEL_NAMES = [
     ("lm_head.weight", "head.weight"),
 ]
 _EXTRA_NAMES = [("action_linear", "action_in"), ("reward_linear", "reward_head")]
+# What the official computation fixes: (official field, only value), and (our field, only value).
+_TOKENIZER_VARIANT = [("act_fn", "silu"), ("norm_type", "group"), ("norm_num_groups", 32)]
+_TRANSFORMER_VARIANT = [
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("tie_word_embeddings", False),
+    ("rope_scaling", None),
+]
+_EXPRESSIBLE = [
+    ("quantizer", "vq"),
+    ("stem_stride", 1),
+    ("prediction_mid_attention", True),
+    ("attention_heads", 4),
+    ("norm_groups", 32),
+]
 
 
 def tokenizer_from_official(config: Json, weights: Weights) -> tuple[TokenizerConfig, Weights]:
@@ -83,18 +100,15 @@ def tokenizer_from_official(config: Json, weights: Weights) -> tuple[TokenizerCo
         CheckpointError: a field is missing, or the variant is one we do not know.
     """
     where = "official tokenizer configuration"
-    width = config.get("vq_embed_dim") or _field(config, "latent_channels", where)
-    if width != config["latent_channels"]:
-        raise CheckpointError(f"{where}: vq_embed_dim is {width}; only latent_channels or null is supported.")
-    ours = TokenizerConfig(
+    _require_variant(config, [*_TOKENIZER_VARIANT, ("vq_embed_dim", config.get("latent_channels"))], where)
+    ours = TokenizerConfig.checked(
         resolution=_field(config, "resolution", where),
         widths=tuple(_field(config, "block_out_channels", where)),
         layers=_field(config, "layers_per_block", where),
-        latent_channels=config["latent_channels"],
+        latent_channels=_field(config, "latent_channels", where),
         attention_resolution=_field(config, "max_att_resolution", where),
         patch_size=_field(config, "patch_size", where),
         context_frames=_field(config, "context_length", where),
-        norm_groups=config.get("norm_num_groups", 32),
         context_mid_attention=_field(config, "mid_block_add_attention", where),
         context_codes=_field(config, "num_vq_embeddings", where),
         dynamics_codes=_field(config, "num_dyn_embeddings", where),
@@ -108,7 +122,7 @@ def tokenizer_to_official(config: TokenizerConfig, weights: Weights) -> tuple[Js
     Raises:
         CheckpointError: the official layout cannot express this tokenizer.
     """
-    for field, needed in [("quantizer", "vq"), ("stem_stride", 1), ("prediction_mid_attention", True)]:
+    for field, needed in _EXPRESSIBLE:
         if getattr(config, field) != needed:
             raise CheckpointError(
                 f"the official layout has no place for {field} = {getattr(config, field)!r} (only {needed!r}). "
@@ -154,20 +168,24 @@ def transformer_from_official(config: Json, weights: Weights, layout: TokenLayou
         raise CheckpointError(
             f"{where}: vocab_size is {config['vocab_size']}, but the tokenizer beside it has {layout.vocabulary} ids."
         )
+    heads = _field(config, "num_attention_heads", where)
+    _require_variant(config, [*_TRANSFORMER_VARIANT, ("num_key_value_heads", heads)], where)
     action = weights.get("action_linear.weight")
     rope = config.get("rope_parameters") or {}
-    ours = TransformerConfig(
+    _require_variant(rope, [("rope_type", "default")], where)
+    ours = TransformerConfig.checked(
         layers=_field(config, "num_hidden_layers", where),
-        heads=_field(config, "num_attention_heads", where),
+        heads=heads,
         hidden=_field(config, "hidden_size", where),
         feed_forward=_field(config, "intermediate_size", where),
-        layout=layout,
+        layout=dataclasses.replace(layout, goal=config.get("goal", False)),
         max_positions=config.get("max_position_embeddings", 1024),
         rope_base=rope.get("rope_theta", config.get("rope_theta", 10_000.0)),
         norm_eps=config.get("rms_norm_eps", 1e-6),
         attention_dropout=config.get("attention_dropout", 0.0),
-        action_dim=None if action is None else action.shape[1],
+        action_dim=None if action is None else action.shape[-1],
         reward="reward_linear.weight" in weights,
+        reward_symlog=config.get("reward_symlog", False),
     )
     official = {name.removeprefix("llm."): tensor for name, tensor in weights.items()}
     return ours, _transformer_weights_from_official(official, ours.layers)
@@ -179,6 +197,9 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
         "attention_dropout": config.attention_dropout,
+        # Said outright, or the reader's defaults would make ordinary tokens end the sequence.
+        "bos_token_id": None,
+        "eos_token_id": None,
         "head_dim": config.hidden // config.heads,
         "hidden_act": "silu",
         "hidden_size": config.hidden,
@@ -189,6 +210,7 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "num_attention_heads": config.heads,
         "num_hidden_layers": config.layers,
         "num_key_value_heads": config.heads,
+        "pad_token_id": None,
         "rms_norm_eps": config.norm_eps,
         "rope_parameters": {"rope_theta": config.rope_base, "rope_type": "default"},
         "rope_theta": config.rope_base,
@@ -196,6 +218,9 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "use_cache": True,
         "vocab_size": config.layout.vocabulary,
     }
+    # Two fields of ours, which the official code does not read.
+    official |= {"goal": True} if config.layout.goal else {}
+    official |= {"reward_symlog": True} if config.reward_symlog else {}
     plain = _transformer_weights_to_official(weights, config.layers)
     if config.action_dim is None and not config.reward:
         return official, plain
@@ -228,7 +253,7 @@ def _transformer_weights_from_official(official: Weights, layers: int) -> Weight
         for old, new in _LAYER_NAMES:
             ours[f"layers.{i}.{new}"] = _take(official, f"model.layers.{i}.{old}")
         for parts, new in _PACKED_NAMES:
-            ours[f"layers.{i}.{new}"] = torch.cat([_take(official, f"model.layers.{i}.{part}") for part in parts])
+            ours[f"layers.{i}.{new}"] = _packed(official, [f"model.layers.{i}.{part}" for part in parts])
     for old, new in _EXTRA_NAMES:
         for name in [name for name in official if name.startswith(f"{old}.")]:
             ours[name.replace(old, new, 1)] = official.pop(name)
@@ -252,6 +277,20 @@ def _take(weights: Weights, name: str) -> Tensor:
     if name not in weights:
         raise CheckpointError(f"official transformer weights lack the tensor {name!r}. Is the file complete?")
     return weights.pop(name)
+
+
+def _packed(weights: Weights, names: list[str]) -> Tensor:
+    parts = [_take(weights, name) for name in names]
+    if len({part.shape for part in parts}) > 1:
+        shapes = "; ".join(f"{name} is {tuple(part.shape)}" for name, part in zip(names, parts, strict=True))
+        raise CheckpointError(f"official transformer weights must have one shape here: {shapes}. Is the file damaged?")
+    return torch.cat(parts)
+
+
+def _require_variant(config: Json, fields: list[tuple[str, Any]], where: str) -> None:
+    for name, needed in fields:
+        if config.get(name) not in (None, needed):
+            raise CheckpointError(f"{where}: {name} is {config[name]!r}; only {needed!r} is supported.")
 
 
 def _field(config: Json, name: str, where: str) -> Any:

@@ -30,10 +30,10 @@ def nano_64() -> TokenizerConfig:
         norm_groups=8,
         dropout=0.0,
         quantizer="fsq",
-        context_codes=1000,
-        dynamics_codes=1000,
-        context_levels=(8, 5, 5, 5),
-        dynamics_levels=(8, 5, 5, 5),
+        context_codes=1024,
+        dynamics_codes=4096,
+        context_levels=(4,) * 5,
+        dynamics_levels=(4,) * 6,
     )
 
 
@@ -65,7 +65,7 @@ def medium() -> TransformerConfig:
 def nano() -> TransformerConfig:
     """A transformer that two CPU cores can train, on the tokens of `nano-64`."""
     return TransformerConfig(
-        layers=6, heads=6, hidden=288, feed_forward=768, layout=nano_64().layout, attention_dropout=0.0
+        layers=6, heads=4, hidden=256, feed_forward=768, layout=nano_64().layout, attention_dropout=0.0
     )
 
 
@@ -110,4 +110,4 @@ def transformer_preset(name: str, layout: TokenLayout | None = None) -> Transfor
     config = TRANSFORMERS[name]()
     if layout is None:
         return config
-    return TransformerConfig(**{**dict(config), "layout": layout})
+    return TransformerConfig.checked(**{**dict(config), "layout": layout})

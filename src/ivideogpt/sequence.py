@@ -172,6 +172,8 @@ class TokenLayout:
             ShapeError: a length that is no whole segment, or an id that is not legal where it stands.
         """
         batch, frames = tokens.shape[0], self.frames(tokens.shape[1])
+        _require_slots("S1", tokens[:, self.context_slot_positions()], self.context_slot)
+        _require_slots("S2", tokens[:, self.future_slot_positions(frames)], self.future_slot)
         context = tokens[:, self.context_positions()]
         dynamics = tokens[:, self.dynamics_positions(frames).flatten()] - self.context_codes
         dynamics = dynamics.view(batch, frames - self.context_frames, self.dynamics_tokens)
@@ -195,6 +197,14 @@ class TokenLayout:
             padded = ~mask[:, self.context_frames :].repeat_interleave(self.frame_length, dim=1)
             labels[:, self.prefix_length :].masked_fill_(padded, IGNORED)
         return labels
+
+
+def _require_slots(name: str, slots: Tensor, token: int) -> None:
+    if not bool((slots == token).all()):
+        raise ShapeError(
+            f"token {int(slots[slots != token][0])} stands where slot {name}, id {token}, belongs. "
+            "Were these tokens made by another model?"
+        )
 
 
 def _require_codes(name: str, codes: Tensor, size: int) -> None:

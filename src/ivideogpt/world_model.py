@@ -165,7 +165,8 @@ class WorldModel(nn.Module):
         Raises:
             ShapeError: frames, seeds or horizon that do not fit.
         """
-        return Session(self, context, branches, seed, horizon or self.longest_horizon, sampling or self.sampling)
+        horizon = self.longest_horizon if horizon is None else _positive_horizon(horizon)
+        return Session(self, context, branches, seed, horizon, sampling or self.sampling)
 
     @torch.no_grad()
     def rollout(
@@ -220,14 +221,14 @@ class WorldModel(nn.Module):
             raise ShapeError(f"actions have shape {tuple(actions.shape)} for {len(context)} contexts; give (B, T, A).")
         count = actions.shape[1]
         horizon = _positive_horizon(count - t if horizon is None else horizon)
-        if count == horizon:
-            return actions, horizon
-        if count < t - 1 + horizon:
+        if count != horizon and count < t - 1 + horizon:
             raise ShapeError(
                 f"{count} actions are too few for {t} context frames and horizon {horizon}: give one a frame "
                 f"({t + horizon}), or those from the last context frame on ({horizon})."
             )
-        return actions[:, t - 1 : t - 1 + horizon], horizon
+        used = actions if count == horizon else actions[:, t - 1 : t - 1 + horizon]
+        # Before any work is done; a session would find a fault only at its step.
+        return self.transformer.require_actions(used, len(context), horizon), horizon
 
 
 class Session:

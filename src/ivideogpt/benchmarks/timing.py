@@ -44,8 +44,8 @@ class Comparison:
     """The straightforward way, float32."""
     ours: Mapping[str, Timing]
     """Ours, by precision."""
-    agreement: Mapping[str, float] = field(default_factory=dict)
-    """How far the outputs of the two ways agree."""
+    differences: Mapping[str, Mapping[str, float]]
+    """Between the outputs of the two ways, by precision."""
     floor: Mapping[str, float] = field(default_factory=dict)
     """Least seconds that this machine could take, by precision."""
 
@@ -65,8 +65,12 @@ class Comparison:
     def figures(self) -> dict[str, Any]:
         """Everything measured, for JSON."""
         ours = {
-            precision: {**self._figures(timing), "ratio": self.ratio(precision)}
-            | ({"floor_seconds": self.floor[precision]} if precision in self.floor else {})
+            precision: {
+                **self._figures(timing),
+                "ratio": self.ratio(precision),
+                "floor_seconds": self.floor.get(precision),
+                "differences": dict(self.differences[precision]),
+            }
             for precision, timing in self.ours.items()
         }
         return {
@@ -78,7 +82,6 @@ class Comparison:
             "ours": ours,
             "best": self.best,
             "ratio": self.ratio(self.best),
-            "agreement": dict(self.agreement),
         }
 
     def _figures(self, timing: Timing) -> dict[str, Any]:

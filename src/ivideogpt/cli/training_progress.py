@@ -22,11 +22,14 @@ def show_training(
     while isinstance(first, CacheReport):
         first = _show_cache(first, reports, config)
     if not isinstance(first, StepReport):
+        tell(f"the run in {config.out} is complete; nothing is left to train")
         return {"steps": config.steps, "steps_trained_now": 0}
     with progress(title, config.steps, "step", done=first.step - 1) as bar:
         for step in _chained(first, reports):
             trained += 1
-            figures = {**figures, **step.losses, **step.validation}
+            figures = {**figures, **step.losses}
+            if step.validation:
+                figures["held_out"] = step.validation
             _show_step(bar, step)
     seconds = time.monotonic() - start
     return {"steps": config.steps, "steps_trained_now": trained, "seconds": round(seconds, 1), **figures}

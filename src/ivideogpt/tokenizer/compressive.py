@@ -93,7 +93,7 @@ class CompressiveTokenizer(nn.Module):
         Raises:
             ConfigError: unknown preset or illegal field.
         """
-        return cls(TokenizerConfig(**{**dict(tokenizer_preset(name)), **changes}))
+        return cls(TokenizerConfig.checked(**{**dict(tokenizer_preset(name)), **changes}))
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
@@ -161,9 +161,15 @@ class CompressiveTokenizer(nn.Module):
         return self._decode_future(self.dynamics_quantizer.lookup(codes), context)
 
     def forward(self, frames: Tensor) -> Reconstruction:
-        """Frames (B,T,3,R,R), float in [0,1] or uint8, T > t -> their reconstruction, with gradients."""
+        """Frames (B,T,3,R,R), float in [0,1] or uint8, T > t -> their reconstruction, with gradients.
+
+        Raises:
+            ShapeError: as `tokenize`, or no future frame.
+        """
         frames = self.require_frames(frames)
         t = self.config.context_frames
+        if frames.shape[1] == t:
+            raise ShapeError(f"{t} frames are all context; a reconstruction needs at least {t + 1}.")
         context_vectors, maps = self._context_vectors(frames[:, :t])
         dynamics_vectors = self._dynamics_vectors(frames[:, t:], self._encoder_keys_values(maps))
         context = self.context_quantizer(context_vectors)
@@ -192,7 +198,8 @@ class CompressiveTokenizer(nn.Module):
                 key = f"{name}.context_position"
                 weights[key] = resize_context_position(weights[key], self.config.context_frames, context_frames)
         other.load_state_dict(weights)
-        return other.to(self.context_in.weight.device).train(self.training)
+        weight = self.context_in.weight
+        return other.to(device=weight.device, dtype=weight.dtype).train(self.training)
 
     def require_frames(self, frames: Tensor) -> Tensor:
         """Check frames and bring them to float in [0,1], in the weights' precision.

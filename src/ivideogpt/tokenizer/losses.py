@@ -13,7 +13,7 @@ from ivideogpt.tokenizer.perceptual import LPIPS
 
 
 def reconstruction_losses(
-    output: Reconstruction, frames: Tensor, mask: Tensor, motion_weight: float = 0.0
+    output: Reconstruction, frames: Tensor, mask: Tensor, motion_weight: float = 0.0, mse_weight: float = 0.0
 ) -> dict[str, Tensor]:
     """L1 of context and future frames and the quantizers' commitment losses (paper equation 2).
 
@@ -22,18 +22,23 @@ def reconstruction_losses(
         frames: (B,T,3,H,W) in [0,1].
         mask: (B,T) bool, False on padded frames, which do not count.
         motion_weight: extra weight of pixels that change within the segment; 0 is the paper's plain L1.
+        mse_weight: weight of the squared error beside the L1; 0, the paper's, leaves it out.
     """
     t = output.context.shape[1]
     weight = mask[:, :, None, None, None].float()
     if motion_weight:
         weight = weight * (1 + motion_weight * pixel_motion(frames))
-    counted = 3 * frames.shape[-1] * frames.shape[-2]
-    return {
-        "l1_context": _weighted_l1(output.context, frames[:, :t], weight[:, :t], mask[:, :t].sum() * counted),
-        "l1_future": _weighted_l1(output.future, frames[:, t:], weight[:, t:], mask[:, t:].sum() * counted),
-        "commitment_context": output.commitment_context,
-        "commitment_dynamics": output.commitment_dynamics,
-    }
+    parts = {"context": (output.context, slice(None, t)), "future": (output.future, slice(t, None))}
+    losses = {}
+    for name, (made, part) in parts.items():
+        error = made.float() - frames[:, part]
+        values = (mask[:, part].sum() * error[0, 0].numel()).clamp(min=1)
+        losses[f"l1_{name}"] = (error.abs() * weight[:, part]).sum() / values
+        if mse_weight:
+            losses[f"mse_{name}"] = mse_weight * (error.square() * weight[:, part]).sum() / values
+    losses["commitment_context"] = output.commitment_context
+    losses["commitment_dynamics"] = output.commitment_dynamics
+    return losses
 
 
 def perceptual_losses(output: Reconstruction, frames: Tensor, mask: Tensor, lpips: LPIPS) -> dict[str, Tensor]:
@@ -56,7 +61,3 @@ def pixel_motion(frames: Tensor) -> Tensor:
     """
     low, high = torch.aminmax(frames, dim=1, keepdim=True)
     return (high - low).amax(dim=2, keepdim=True)
-
-
-def _weighted_l1(output: Tensor, target: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-    return ((output.float() - target).abs() * weight).sum() / count.clamp(min=1)

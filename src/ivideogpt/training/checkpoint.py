@@ -8,16 +8,24 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ivideogpt import hub
 from ivideogpt.config import TrainingConfig
-from ivideogpt.errors import CheckpointError, ConfigError
-from ivideogpt.files import folder_written_atomically, write_text_atomically
+from ivideogpt.errors import CheckpointError, ConfigError, OutputError
+from ivideogpt.files import folder_written_atomically, mend_folder, remove, write_text_atomically
 
 CONFIG_FILE = "training.json"
 _STATE_FILE = "state.safetensors"
 _STEP_FILE = "step.json"
+
+# Everything else that a training writes into its run folder.
+_FOLDERS = ("checkpoints", "model", "tensorboard", "pictures", "tokens")
+_WRITTEN = (
+    "checkpoints/step_*", "model", "tensorboard/events.out.tfevents.*", "pictures/step_*.png",
+    "tokens/segments.safetensors",
+)  # fmt: skip
 
 # What may differ between a run and its continuation: nothing that changes a weight.
 _FREE_TO_CHANGE = {
@@ -39,20 +47,52 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
         ConfigError: a setting that changes the training differs; names each with both values.
     """
     try:
-        old = json.loads((run / CONFIG_FILE).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        old = dict(json.loads((run / CONFIG_FILE).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"nothing to resume in {run}: no readable {CONFIG_FILE}. Drop --resume.") from error
+    defaults = type(config)(data=config.data, out=config.out)  # for settings that the run's library did not have yet
+    old = {**json.loads(defaults.model_dump_json()), **old}
     new = json.loads(config.model_dump_json())
     differing = [
-        f"{name} was {old.get(name)!r}, now {value!r}"
+        f"{name} was {old[name]!r}, now {value!r}"
         for name, value in new.items()
-        if name not in _FREE_TO_CHANGE and old.get(name) != value
+        if name not in _FREE_TO_CHANGE and old[name] != value
     ]
     if differing:
         raise ConfigError(
             f"the run in {run} was started with other settings: {'; '.join(differing)}. "
             "Resume with the old ones, or start a new run in another folder."
         )
+
+
+def mend_run(run: Path) -> None:
+    """Clear away what a kill in the middle of a write left in a run folder."""
+    for folder in (run, *(run / name for name in _FOLDERS)):
+        mend_folder(folder)
+
+
+def clear_run(run: Path) -> None:
+    """Remove what a training wrote into a run folder, and nothing else.
+
+    Raises:
+        OutputError: the folder is no run's, but what is in it would be in the way of one.
+    """
+    if not (run / CONFIG_FILE).is_file():
+        strange = [name for name in _FOLDERS if (run / name).exists()]
+        if strange:
+            raise OutputError(
+                f"output folder {run} holds {', '.join(strange)} but no {CONFIG_FILE}, so no training wrote them, and "
+                "--overwrite replaces nothing but a training. Choose another folder."
+            )
+        return
+    mend_run(run)
+    for pattern in _WRITTEN:
+        for path in run.glob(pattern):
+            remove(path)
+    for name in _FOLDERS:
+        folder = run / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def save_state(run: Path, step: int, tensors: dict[str, Tensor], keep: int) -> Path:
@@ -63,15 +103,15 @@ def save_state(run: Path, step: int, tensors: dict[str, Tensor], keep: int) -> P
     """
     folder = run / "checkpoints" / f"step_{step:08d}"
     with folder_written_atomically(folder) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary / _STATE_FILE)
+        hub.write_tensors(temporary / _STATE_FILE, tensors)
         (temporary / _STEP_FILE).write_text(json.dumps({"step": step}) + "\n")
     for old in _checkpoints(run)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
-def load_state(run: Path, device: torch.device) -> tuple[int, dict[str, Tensor]] | None:
-    """Step and tensors of a run's newest checkpoint; None if it has none yet.
+def load_state(run: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """Step and tensors, on the CPU, of a run's newest checkpoint; None if it has none yet.
 
     Raises:
         CheckpointError: the newest checkpoint is damaged.
@@ -81,8 +121,8 @@ def load_state(run: Path, device: torch.device) -> tuple[int, dict[str, Tensor]]
         return None
     try:
         step = int(json.loads((folders[-1] / _STEP_FILE).read_text())["step"])
-        return step, load_file(folders[-1] / _STATE_FILE, device=str(device))
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        return step, load_file(folders[-1] / _STATE_FILE)
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"checkpoint {folders[-1]} is damaged ({error}). Remove that folder to continue from the one before it."
         ) from error
@@ -104,4 +144,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    return sorted((run / "checkpoints").glob("step_*"))
+    found = {int(path.name[5:]): path for path in (run / "checkpoints").glob("step_*") if path.name[5:].isdigit()}
+    return [found[step] for step in sorted(found)]

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ivideogpt.files import write_atomically
+from ivideogpt.files import readable_write_errors, write_atomically
 
 
 class RunLog:
@@ -17,13 +17,17 @@ class RunLog:
     Args:
         run: run folder; `tensorboard/` and `pictures/` are made inside.
         start: step the run continues from; later entries of an interrupted run are dropped.
+
+    Raises:
+        OutputError: everything that writes does, where the disk is full.
     """
 
     def __init__(self, run: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
-        self._pictures = run / "pictures"
-        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._pictures, self._curves = run / "pictures", run / "tensorboard"
+        with readable_write_errors(self._curves):
+            self._writer = SummaryWriter(str(self._curves), purge_step=start + 1)
         self._sums: dict[str, float] = {}
         self._count = 0
 
@@ -36,20 +40,23 @@ class RunLog:
     def write(self, step: int, figures: dict[str, float]) -> None:
         """Write the mean losses since the last entry, and other figures."""
         means = {name: total / self._count for name, total in self._sums.items()}
-        for name, value in {**means, **figures}.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
+        with readable_write_errors(self._curves):
+            for name, value in {**means, **figures}.items():
+                self._writer.add_scalar(f"train/{name}", value, step)
         self._sums, self._count = {}, 0
 
     def write_validation(self, step: int, figures: dict[str, float], picture: Tensor) -> None:
         """Write figures on held-out episodes and a picture (3,H,W) in [0,1]."""
-        for name, value in figures.items():
-            self._writer.add_scalar(f"validation/{name}", value, step)
-        self._writer.add_image("validation/picture", picture, step)
-        self._writer.flush()
+        with readable_write_errors(self._curves):
+            for name, value in figures.items():
+                self._writer.add_scalar(f"validation/{name}", value, step)
+            self._writer.add_image("validation/picture", picture, step)
+            self._writer.flush()
         pixels = (picture.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
         image = Image.fromarray(np.ascontiguousarray(pixels))
         write_atomically(self._pictures / f"step_{step:08d}.png", image.save)
 
     def close(self) -> None:
         """Flush and close."""
-        self._writer.close()
+        with readable_write_errors(self._curves):
+            self._writer.close()

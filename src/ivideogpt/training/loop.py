@@ -8,8 +8,8 @@ from (seed, step), so a run that continues from a checkpoint repeats the uninter
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self, TypeVar
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import TrainingConfig
-from ivideogpt.errors import InputError
+from ivideogpt.errors import ConfigError, InputError
 from ivideogpt.files import require_free_output
 from ivideogpt.training import checkpoint
 from ivideogpt.training.log import RunLog
@@ -113,10 +113,12 @@ def prepare_run(config: TrainingConfig) -> None:
     """
     if config.resume:
         checkpoint.require_same_config(config.out, config)
+        checkpoint.mend_run(config.out)
         return
     require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")
     if config.overwrite:
-        _clear_run(config.out)
+        _require_not_inside(config)
+        checkpoint.clear_run(config.out)
     checkpoint.save_config(config.out, config)
 
 
@@ -138,32 +140,33 @@ def train(
         A report after each optimizer step.
 
     Raises:
-        InputError: the loss became NaN or infinite; the last good checkpoint is kept.
+        InputError: the loss or its gradient became NaN or infinite; the last good checkpoint is kept.
         OutputError: the disk is full; the older checkpoints are untouched.
     """
     optimizer = make_optimizer(learner.model, config)
     average = WeightAverage(learner.model, config.ema)
-    start = _restore(learner, optimizer, average, config.out, device)
-    log = RunLog(config.out, start)
+    start = _restore(learner, optimizer, average, config.out)
+    if start == config.steps:
+        return
     stream = batches.iterate(start * config.accumulate)
     held_out = [validation.batch_at(i).to(device) for i in range(config.validation_batches)]
-    for step in range(start, config.steps):
-        losses = _optimizer_step(learner, optimizer, stream, step, config, device)
-        average.update(learner.model, step)
-        done = step + 1
-        log.add(losses)
-        if _due(done, config.log_every, config.steps):
-            log.write(done, {**learner.metrics(), "learning_rate": learning_rate(step, config)})
-        figures: dict[str, float] = {}
-        if _due(done, config.validate_every, config.steps):
-            with average.applied(learner.model):
-                figures = _validate(learner, held_out)
-                log.write_validation(done, figures, learner.picture(held_out[0]))
-        saved = None
-        if _due(done, config.save_every, config.steps):
-            saved = _save(learner, optimizer, average, config, done)
-        yield StepReport(done, losses, figures, saved)
-    log.close()
+    with closing(RunLog(config.out, start)) as log:
+        for step in range(start, config.steps):
+            losses = _optimizer_step(learner, optimizer, stream, step, config, device)
+            average.update(learner.model, step)
+            done = step + 1
+            log.add(losses)
+            if _due(done, config.log_every, config.steps):
+                log.write(done, {**learner.metrics(), "learning_rate": learning_rate(step, config)})
+            figures: dict[str, float] = {}
+            if _due(done, config.validate_every, config.steps):
+                with average.applied(learner.model):
+                    figures, picture = _validate(learner, held_out)
+                log.write_validation(done, figures, picture)
+            saved = None
+            if _due(done, config.save_every, config.steps):
+                saved = _save(learner, optimizer, average, config, done)
+            yield StepReport(done, losses, figures, saved)
 
 
 def _optimizer_step(
@@ -187,21 +190,27 @@ def _optimizer_step(
             loss.backward()
             for name, value in {**losses, "loss": loss.detach() * config.accumulate}.items():
                 total[name] = total.get(name, 0.0) + float(value.detach()) / config.accumulate
-        if not math.isfinite(total["loss"]):
-            raise InputError(
-                f"the loss became {total['loss']} at step {step}; the last checkpoint is kept. Lower the learning rate "
-                f"(now {config.learning_rate:g}), use --precision float32, and check the data for broken frames."
-            )
-        nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip)
+        _require_finite({"loss": total["loss"], "gradient": float(norm)}, step + 1, config)
         optimizer.step()
         learner.after_step(step)
     return total
 
 
+def _require_finite(figures: Mapping[str, float], step: int, config: TrainingConfig) -> None:
+    for name, value in figures.items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"the {name} became {value} at step {step}; what was saved before is kept. Start a new run, from the "
+                f"saved model if there is one (--start-from), with a learning rate below {config.learning_rate:g} or "
+                "with --precision float32, and check the data for broken frames."
+            )
+
+
 @torch.no_grad()
-def _validate(learner: Learner[SampleT], batches: list[SampleT]) -> dict[str, float]:
+def _validate(learner: Learner[SampleT], batches: list[SampleT]) -> tuple[dict[str, float], Tensor]:
     learner.model.eval()
-    return learner.validate(batches)
+    return learner.validate(batches), learner.picture(batches[0])
 
 
 def _save(
@@ -211,6 +220,9 @@ def _save(
     config: TrainingConfig,
     step: int,
 ) -> Path:
+    # The model first: once the checkpoint stands, nothing of this step is left to be written after a kill.
+    with average.applied(learner.model):
+        hub.save(config.out / "model", learner.checkpoint(), overwrite=True)
     parts = {
         "model": dict(learner.model.state_dict()),
         "optimizer": checkpoint.optimizer_tensors(optimizer),
@@ -218,16 +230,11 @@ def _save(
         "learner": learner.state(),
     }
     tensors = {f"{part}.{name}": tensor for part, named in parts.items() for name, tensor in named.items()}
-    folder = checkpoint.save_state(config.out, step, tensors, config.keep)
-    with average.applied(learner.model):
-        hub.save(config.out / "model", learner.checkpoint(), overwrite=True)
-    return folder
+    return checkpoint.save_state(config.out, step, tensors, config.keep)
 
 
-def _restore(
-    learner: Learner[SampleT], optimizer: torch.optim.Optimizer, average: WeightAverage, run: Path, device: torch.device
-) -> int:
-    found = checkpoint.load_state(run, device)
+def _restore(learner: Learner[SampleT], optimizer: torch.optim.Optimizer, average: WeightAverage, run: Path) -> int:
+    found = checkpoint.load_state(run)
     if found is None:
         return 0
     step, tensors = found
@@ -237,15 +244,20 @@ def _restore(
         parts[part][name] = tensor
     hub.load_weights(learner.model, parts["model"], where=f"training checkpoint of {run}")
     checkpoint.load_optimizer_tensors(optimizer, parts["optimizer"])
-    average.weights = parts["average"]
+    average.load(parts["average"])
     learner.load_state(parts["learner"])
     return step
 
 
-def _clear_run(run: Path) -> None:
-    """Remove what a training wrote, and nothing else."""
-    for name in ("checkpoints", "model", "tensorboard", "pictures", "tokens"):
-        shutil.rmtree(run / name, ignore_errors=True)
+def _require_not_inside(config: TrainingConfig) -> None:
+    """Refuse to clear a run that holds a model this training begins with."""
+    for name in ("start_from", "tokenizer"):
+        model = getattr(config, name, None)
+        if model is not None and Path(model).resolve().is_relative_to(config.out.resolve()):
+            raise ConfigError(
+                f"{name} is {model}, inside the run folder {config.out} that --overwrite would clear. "
+                "Choose another run folder."
+            )
 
 
 def _due(step: int, every: int, last: int) -> bool:

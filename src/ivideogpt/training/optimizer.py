@@ -29,11 +29,12 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
     """Learning rate of optimizer step `step`, counted from 0: linear warm-up, then constant or a cosine to zero."""
-    if step < config.warmup:
-        return config.learning_rate * (step + 1) / config.warmup
+    warmup = config.warmup_steps
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
     if config.schedule == "constant":
         return config.learning_rate
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    progress = (step - warmup) / max(1, config.steps - warmup)
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
@@ -54,6 +55,12 @@ class WeightAverage:
         for name, parameter in model.named_parameters():
             if name in self.weights:
                 self.weights[name].lerp_(parameter.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Continue from another average's `weights`."""
+        for name, own in self.weights.items():
+            own.copy_(weights[name])
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:

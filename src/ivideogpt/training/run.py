@@ -22,7 +22,9 @@ from ivideogpt.training.loop import Batches, StepReport, prepare_run, train
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
 from ivideogpt.training.transformer import TransformerLearner, make_transformer
+from ivideogpt.transformer import VideoTransformer
 
+_VALIDATION_CACHE_MB = 64
 _AUGMENTATIONS = {"none": NONE, "standard": STANDARD, "strong": STRONG}
 
 
@@ -35,7 +37,10 @@ class CacheReport:
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
-    """Train a tokenizer; yields after each optimizer step. Errors as `training.loop.train`, and those of the data."""
+    """Train a tokenizer; yields after each optimizer step. Actions in the episodes are not even read.
+
+    Errors as `training.loop.prepare_run` and `train`, and those of the data and of the model to start from.
+    """
     device = choose_device(config.device)
     model = make_tokenizer(config)
     t = model.config.context_frames
@@ -46,7 +51,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
         horizon=config.horizon,
         selection="shuffled" if config.goal else "random_future",
     )
-    training, validation = open_batches(config, spec, model.config.resolution)
+    training, validation = open_batches(config, spec, model.config.resolution, action_key=None)
     learner = TokenizerLearner(model, config, device, wants_bf16(config.precision, device))
     prepare_run(config)
     return train(learner, training, validation, config, device)
@@ -63,28 +68,40 @@ def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport 
         step_size=config.step_size,
         goal=config.goal,
     )
-    training, validation = open_batches(config, spec, tokenizer.config.resolution)
-    action_dim = _action_size(training.batch_at(0)) if config.actions else None
-    model = make_transformer(config, tokenizer, action_dim)
-    model.layout.length(spec.length)
+    action_key = config.action_key if config.actions else None
+    training, validation = open_batches(config, spec, tokenizer.config.resolution, action_key)
+    first = training.batch_at(0)
+    if config.rewards and first.rewards is None:
+        raise ConfigError("rewards is set, but the episodes have no rewards. Leave it out, or record them.")
+    model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None)
+    _require_room(model, spec.length)
     learner = TransformerLearner(model, tokenizer, config, device, bf16)
     prepare_run(config)
     return _train_on_tokens(learner, training, validation, config, device, bf16)
 
 
-def open_batches(config: TrainingConfig, spec: SegmentSpec, resolution: int) -> tuple[SegmentLoader, SegmentLoader]:
+def open_batches(
+    config: TrainingConfig, spec: SegmentSpec, resolution: int, action_key: str | None
+) -> tuple[SegmentLoader, SegmentLoader]:
     """Batches for training, and batches of the held-out episodes, without augmentation.
+
+    Args:
+        config: see `TrainingConfig`.
+        spec: what a segment consists of.
+        resolution: side of the frames, pixels.
+        action_key: name of the actions inside an episode file; None reads none.
 
     Raises:
         EpisodeError: the folder or one of the first episodes cannot be used.
     """
-    source = NpzFolder(config.data, camera_key=config.camera_key, action_key=config.action_key)
+    source = NpzFolder(config.data, camera_key=config.camera_key, action_key=action_key)
     training, held_out = split_episodes(len(source), seed=config.seed)
     augment = _AUGMENTATIONS[config.augment]
     batches = SegmentLoader(
         source, training, spec, resolution, config.batch_size, config.seed, augment, config.workers, config.cache_mb
     )
-    validation = SegmentLoader(source, held_out, spec, resolution, config.batch_size, config.seed + 1)
+    little = min(config.cache_mb, _VALIDATION_CACHE_MB)  # held-out batches are read once
+    validation = SegmentLoader(source, held_out, spec, resolution, config.batch_size, config.seed + 1, cache_mb=little)
     batches.batch_at(0)
     validation.batch_at(0)
     return batches, validation
@@ -103,14 +120,24 @@ def _train_on_tokens(
     batches: Batches[TokenBatch] = tokenized
     if config.cache_tokens:
         file = config.out / "tokens" / "segments.safetensors"
-        if read_cache(file) is None:
-            file.unlink(missing_ok=True)
+        cached = read_cache(file)
+        if cached is None:
             for segments in fill_cache(tokenized, config.cache_tokens, file):
                 yield CacheReport(segments)
-        cached = read_cache(file)
+            cached = read_cache(file)
         assert cached is not None, "the cache was just filled"
         batches = CachedTokens(cached, config.batch_size, config.seed)
     yield from train(learner, batches, held_out, config, device)
+
+
+def _require_room(model: VideoTransformer, frames: int) -> None:
+    layout, most = model.layout, model.config.max_positions
+    if layout.length(frames) > most:
+        fit = layout.context_frames + (most - layout.prefix_length) // layout.frame_length - layout.goal
+        raise ConfigError(
+            f"segment_frames is {frames - layout.goal}; such a segment takes {layout.length(frames)} tokens, and this "
+            f"transformer has {most} positions. At most {fit} frames fit."
+        )
 
 
 def _action_size(batch: Batch) -> int:

@@ -35,11 +35,16 @@ def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
     """The tokenizer that a training starts from: a preset with random weights, or a model to fine-tune.
 
     Raises:
-        ConfigError: unknown preset, or a preset's quantizer that cannot be exchanged.
+        ConfigError: unknown preset, or another quantizer than that of the model to fine-tune.
         CheckpointError: the model to fine-tune cannot be loaded.
     """
     if config.start_from is not None:
         tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
+        if config.quantizer not in (None, tokenizer.config.quantizer):
+            raise ConfigError(
+                f"quantizer is {config.quantizer!r}; the model {config.start_from} has {tokenizer.config.quantizer!r}, "
+                "and fine-tuning keeps it. Leave quantizer out, or start from random weights."
+            )
         wanted = config.context_frames or tokenizer.config.context_frames
         return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
     changes: dict[str, object] = {}
@@ -56,10 +61,10 @@ _QUANTIZERS: dict[str, dict[str, object]] = {
     "vq": {"quantizer": "vq", "context_levels": (), "dynamics_levels": ()},
     "fsq": {
         "quantizer": "fsq",
-        "context_codes": 1000,
-        "dynamics_codes": 1000,
-        "context_levels": (8, 5, 5, 5),
-        "dynamics_levels": (8, 5, 5, 5),
+        "context_codes": 1024,
+        "dynamics_codes": 4096,
+        "context_levels": (4,) * 5,
+        "dynamics_levels": (4,) * 6,
     },
 }
 
@@ -88,6 +93,7 @@ class TokenizerLearner:
                 "gan is set, but its adaptive weight is measured against the perceptual loss, which has no weights. "
                 "Give vgg16_weights and lpips_heads."
             )
+        self._require_large_enough_frames()
         self.counters = {
             "context": CodeCounter(model.config.context_codes, device),
             "dynamics": CodeCounter(model.config.dynamics_codes, device),
@@ -101,7 +107,7 @@ class TokenizerLearner:
         frames = batch.frames.float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(frames)
-        losses = reconstruction_losses(output, frames, batch.mask, self.config.motion_weight)
+        losses = reconstruction_losses(output, frames, batch.mask, *self.config.pixel_weights)
         if self.lpips is not None:
             perceptual = perceptual_losses(output, frames, batch.mask, self.lpips)
             if self.adversary is not None:
@@ -199,6 +205,17 @@ class TokenizerLearner:
             if isinstance(quantizer, VectorQuantizer):
                 dead = self.counters[name].take_dead()
                 quantizer.revive(dead, vectors.detach().flatten(0, -2))
+
+    def _require_large_enough_frames(self) -> None:
+        """Show the networks that judge a blank frame: they refuse one too small now, not at the GAN's first step."""
+        size = self.model.config.resolution
+        blank = torch.zeros(1, 3, size, size, device=self.device)
+        with torch.no_grad():
+            if self.lpips is not None:
+                self.lpips(blank, blank)
+            if self.adversary is not None:
+                self.adversary.model.eval()(blank)
+                self.adversary.model.train()
 
     def _freeze_codebooks(self) -> None:
         for quantizer in (self.model.context_quantizer, self.model.dynamics_quantizer):

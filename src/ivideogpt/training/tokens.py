@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from ivideogpt import hub
 from ivideogpt.data.loader import Batch
 from ivideogpt.files import write_atomically
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.loop import Batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenBatch:
     """Tokenized segments."""
 
@@ -103,25 +104,22 @@ class CachedTokens:
 
 
 def fill_cache(batches: TokenizedBatches, segments: int, file: Path) -> Iterator[int]:
-    """Tokenize the first `segments` segments of a stream and write them to `file`; yields how many are done.
-
-    A file that already holds them is kept: tokenizing is repeated only after an interruption.
-    """
-    if file.is_file():
-        return
+    """Tokenize the first `segments` segments of a stream and write them to `file`; yields how many are done."""
     made: list[TokenBatch] = []
-    done, step = 0, 0
-    while done < segments:
-        made.append(batches.batch_at(step))
-        done, step = done + len(made[-1].tokens), step + 1
+    done = 0
+    for batch in batches.iterate():
+        made.append(batch)
+        done += len(batch.tokens)
         yield min(done, segments)
+        if done >= segments:
+            break
     columns: dict[str, Tensor] = {}
     for name in ("tokens", "mask", "actions", "rewards"):
         parts = [part for batch in made if (part := getattr(batch, name)) is not None]
         if parts:
             columns[name] = torch.cat(parts)[:segments].contiguous()
     columns["tokens"] = columns["tokens"].int()
-    write_atomically(file, lambda path: save_file(columns, path))
+    write_atomically(file, lambda path: hub.write_tensors(path, columns))
 
 
 def read_cache(file: Path) -> TokenBatch | None:

@@ -6,17 +6,18 @@ Shapes: B segments, L tokens, T sequence frames, F future frames, A action size.
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import SamplingConfig, TransformerConfig, TransformerTrainingConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
-from ivideogpt.sequence import IGNORED
+from ivideogpt.sequence import IGNORED, TokenLayout
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.transformer import VideoTransformer
@@ -41,15 +42,17 @@ def make_transformer(
         ConfigError, CheckpointError: a preset, model or action size that does not fit.
     """
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
-    wanted: dict[str, Any] = {"action_dim": action_dim, "reward": config.rewards, "reward_symlog": config.reward_symlog}
+    changes: dict[str, Any] = {"action_dim": action_dim}
+    if config.rewards:
+        changes |= {"reward": True, "reward_symlog": config.reward_symlog}
+    if config.attention_dropout is not None:
+        changes["attention_dropout"] = config.attention_dropout
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        if config.start_from is None:
-            shape = dict(transformer_preset(config.preset, layout))
-            if config.attention_dropout is not None:
-                shape["attention_dropout"] = config.attention_dropout
-            return VideoTransformer(TransformerConfig(**{**shape, **wanted}))
-        return _fine_tuned(config.start_from, wanted, tokenizer)
+        if config.start_from is not None:
+            return _fine_tuned(config.start_from, layout, changes)
+        shape = dict(transformer_preset(config.preset, layout))
+        return VideoTransformer(TransformerConfig.checked(**{**shape, **changes}))
 
 
 class TransformerLearner:
@@ -68,6 +71,7 @@ class TransformerLearner:
         self.config, self.device, self.bf16 = config, device, bf16
         self.sampling = SamplingConfig(temperature=config.temperature, top_k=config.top_k)
         self._accuracy = torch.zeros(2, device=device)  # tokens predicted right, tokens predicted
+        self._tokenizer_checksum = torch.tensor(_checksum(self.tokenizer))
 
     def losses(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
         """Named losses of a batch of token segments."""
@@ -115,11 +119,20 @@ class TransformerLearner:
         return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        """Counts of the running accuracy."""
-        return {"accuracy": self._accuracy}
+        """Counts of the running accuracy, and which tokenizer the tokens come from."""
+        return {"accuracy": self._accuracy, "tokenizer": self._tokenizer_checksum}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`.
+
+        Raises:
+            CheckpointError: the tokenizer is not the one that the run began with.
+        """
+        if not torch.equal(tensors["tokenizer"], self._tokenizer_checksum):
+            raise CheckpointError(
+                f"the tokenizer {self.config.tokenizer} has changed since this run began; the transformer learnt the "
+                "tokens of the old one. Bring that back, or start a new run."
+            )
         self._accuracy.copy_(tensors["accuracy"])
 
     def checkpoint(self) -> hub.Checkpoint:
@@ -134,6 +147,8 @@ class TransformerLearner:
 def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict[str, Tensor], Tensor]:
     """Cross-entropy of the next token (paper equation 3) and, with a reward head, the reward's mean squared error.
 
+    Actions and rewards are used where both the model and the batch have them. Padded frames don't count.
+
     Returns:
         The named losses, and (2,): how many labelled tokens were predicted right, and how many there are.
     """
@@ -144,39 +159,46 @@ def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict
     first = layout.prefix_length  # the first S2, which predicts the first labelled token
     labels = layout.labels(batch.tokens, batch.mask)[:, first + 1 :].flatten()
     logits = model.head(hidden[:, first:-1]).flatten(0, 1).float()
-    losses = {"cross_entropy": F.cross_entropy(logits, labels, ignore_index=IGNORED)}
     labelled = labels != IGNORED
+    entropy = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+    losses = {"cross_entropy": entropy / labelled.sum().clamp(min=1)}  # a batch may be all context and padding
     right = torch.stack([(logits.argmax(-1) == labels)[labelled].sum(), labelled.sum()])
-    if model.reward_head is not None:
-        if batch.rewards is None:
-            raise ConfigError("rewards are to be predicted, but the episodes have none. Set rewards to false.")
-        predicted = model.rewards(hidden[:, layout.reward_positions(frames)])
-        assert predicted is not None, "there is a reward head"
-        losses["reward"] = _reward_error(predicted, batch, layout.context_frames, model.config.reward_symlog)
+    predicted = model.rewards(hidden[:, layout.reward_positions(frames)])
+    if predicted is not None and batch.rewards is not None:
+        target, counted = batch.rewards[:, layout.context_frames :], batch.mask[:, layout.context_frames :]
+        target = symlog(target) if model.config.reward_symlog else target
+        losses["reward"] = ((predicted.float() - target).square() * counted).sum() / counted.sum().clamp(min=1)
     return losses, right.float()
 
 
-def _reward_error(predicted: Tensor, batch: TokenBatch, context_frames: int, symlogged: bool) -> Tensor:
-    assert batch.rewards is not None, "checked by the caller"
-    target, mask = batch.rewards[:, context_frames:], batch.mask[:, context_frames:]
-    target = symlog(target) if symlogged else target
-    return ((predicted.float() - target).square() * mask).sum() / mask.sum().clamp(min=1)
+def _checksum(module: nn.Module) -> int:
+    """CRC-32 of a module's weights."""
+    checksum = 0
+    for _, tensor in sorted(module.state_dict().items()):
+        checksum = zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy(), checksum)
+    return checksum
 
 
-def _fine_tuned(name: str, wanted: dict[str, Any], tokenizer: CompressiveTokenizer) -> VideoTransformer:
+def _fine_tuned(name: str, layout: TokenLayout, changes: dict[str, Any]) -> VideoTransformer:
+    """The transformer of the model `name` on another layout, with what it lacks of `changes`."""
     config, weights = hub.load_transformer(name)
-    if config.action_dim is not None and wanted["action_dim"] not in (None, config.action_dim):
+    wanted = changes["action_dim"]
+    if config.action_dim is not None and wanted not in (None, config.action_dim):
         raise ConfigError(
-            f"the model {name} takes actions of size {config.action_dim}, the data have {wanted['action_dim']}. "
+            f"the model {name} takes actions of size {config.action_dim}, the data have {wanted}. "
             "Fine-tune a model of that size, or an action-free one."
         )
-    reward = bool(config.reward or wanted["reward"])
-    action_dim = config.action_dim or wanted["action_dim"]
-    model = VideoTransformer(
-        TransformerConfig(**{**dict(config), **wanted, "action_dim": action_dim, "reward": reward})
-    )
-    if model.layout != tokenizer.layout and not model.layout.goal:
-        raise CheckpointError(f"the model {name} continues {model.layout}, the tokenizer writes {tokenizer.layout}.")
+    if config.reward and config.reward_symlog != changes.get("reward_symlog", config.reward_symlog):
+        raise ConfigError(
+            f"reward_symlog is {changes['reward_symlog']}; the reward head of {name} was trained with "
+            f"{config.reward_symlog}. Keep to it."
+        )
+    # Context frames and a goal only move positions; other ids or numbers of tokens would be another language.
+    theirs = dataclasses.replace(config.layout, context_frames=layout.context_frames, goal=layout.goal)
+    if theirs != layout:
+        raise CheckpointError(f"the model {name} continues {config.layout}, but the tokenizer writes {layout}.")
+    changes = {**changes, "action_dim": config.action_dim or wanted, "layout": layout}
+    model = VideoTransformer(TransformerConfig.checked(**{**dict(config), **changes}))
     fresh = {k: v for k, v in model.state_dict().items() if k.startswith(("action_in", "reward_head"))}
     hub.load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
     return model

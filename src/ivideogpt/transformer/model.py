@@ -94,8 +94,6 @@ class VideoTransformer(nn.Module):
     a model that gets one continues exactly as it was.
     """
 
-    frequencies: Tensor
-
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
@@ -105,9 +103,6 @@ class VideoTransformer(nn.Module):
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
-        head_dim = config.hidden // config.heads
-        powers = torch.arange(0, head_dim, 2).float() / head_dim
-        self.register_buffer("frequencies", config.rope_base**-powers, persistent=False)
         self._initialise()
 
     @classmethod
@@ -117,7 +112,7 @@ class VideoTransformer(nn.Module):
         Raises:
             ConfigError: unknown preset or illegal field.
         """
-        return cls(TransformerConfig(**{**dict(transformer_preset(name, layout)), **changes}))
+        return cls(TransformerConfig.checked(**{**dict(transformer_preset(name, layout)), **changes}))
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> Self:
@@ -220,8 +215,12 @@ class VideoTransformer(nn.Module):
         return KeyValueCache(c.layers, rows, c.heads, capacity, c.hidden // c.heads, weight.device, weight.dtype)
 
     def _rotary(self, start: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        positions = torch.arange(start, start + count, device=self.frequencies.device, dtype=torch.float32)
-        angles = torch.outer(positions, self.frequencies.float())
+        # Made anew in float32: kept as a buffer they would be rounded with the weights of a bf16 model, which turns
+        # position 1000 by radians.
+        head_dim, device = self.config.hidden // self.config.heads, self.embedding.weight.device
+        powers = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
+        positions = torch.arange(start, start + count, device=device, dtype=torch.float32)
+        angles = torch.outer(positions, self.config.rope_base**-powers)
         angles = torch.cat([angles, angles], dim=-1)  # (n, D)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 

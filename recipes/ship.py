@@ -1,0 +1,38 @@
+"""Round a trained world model to bfloat16, as it is shipped.
+
+    python recipes/ship.py --model runs/pusht-64/transformer/model --out runs/pusht-64/pusht-64
+
+The folder it writes is what lies in src/ivideogpt/models/.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+import tyro
+
+from ivideogpt import WorldModel
+from ivideogpt.cli.console import finish
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is shipped."""
+
+    model: Path
+    """A trained world model's folder."""
+    out: Path
+    """Folder to write; replaced if it is there."""
+
+
+def main(options: Options) -> None:
+    world_model = WorldModel.from_pretrained(options.model)
+    world_model.save_pretrained(options.out, dtype=torch.bfloat16, overwrite=True)
+    size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
+    finish([(f"model, {size / 1e6:.1f} MB", options.out)], [f"ivideogpt info {options.out}"])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

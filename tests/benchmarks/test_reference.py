@@ -1,0 +1,68 @@
+"""The straightforward way computes what ours computes, on the same weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
+from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
+
+
+@pytest.fixture(scope="module")
+def model() -> WorldModel:
+    torch.manual_seed(0)
+    tokenizer = CompressiveTokenizer.from_preset("micro-16")
+    transformer = VideoTransformer.from_preset("micro", action_dim=2)
+    for weight in tokenizer.context_quantizer.parameters(), tokenizer.dynamics_quantizer.parameters():
+        torch.nn.init.normal_(next(iter(weight)))
+    assert transformer.action_in is not None
+    torch.nn.init.normal_(transformer.action_in.weight)
+    return WorldModel(tokenizer, transformer)
+
+
+@pytest.fixture(scope="module")
+def frames() -> Tensor:
+    return torch.rand(2, 7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def actions() -> Tensor:
+    return torch.rand(2, 7, 2, generator=torch.Generator().manual_seed(2))
+
+
+def test_a_twin_shares_the_weights(model: WorldModel) -> None:
+    twin = plain_twin(model)
+    assert twin is not model and type(twin) is type(model)
+    pairs = zip(model.named_parameters(), twin.named_parameters(), strict=True)
+    assert all(name == other and ours is theirs for (name, ours), (other, theirs) in pairs)
+    changed = {type(ours).__name__ for ours, theirs in zip(model.modules(), twin.modules(), strict=True)
+               if type(ours) is not type(theirs)}  # fmt: skip
+    assert changed == {"Attention", "SelfAttention", "CrossAttention"}
+
+
+def test_the_same_tokens_frames_and_logits(model: WorldModel, frames: Tensor, actions: Tensor) -> None:
+    twin = plain_twin(model)
+    tokens = model.tokenizer.tokenize(frames)
+    assert torch.equal(twin.tokenizer.tokenize(frames), tokens)
+    torch.testing.assert_close(twin.tokenizer.detokenize(tokens), model.tokenizer.detokenize(tokens))
+    torch.testing.assert_close(twin.transformer(tokens, actions).logits, model.transformer(tokens, actions).logits)
+
+
+def test_the_same_gradients(model: WorldModel, frames: Tensor) -> None:
+    twin = plain_twin(model)
+    gradients = []
+    for way in (model, twin):
+        way.zero_grad()
+        way.tokenizer(frames).future.square().mean().backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in way.tokenizer.parameters()])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_same_rollout(model: WorldModel, frames: Tensor, actions: Tensor) -> None:
+    context = frames[:, :2]
+    plain = plain_rollout(plain_twin(model), context, actions[:, 1:-1], seed=3)
+    ours = model.rollout(context, actions, seed=3)
+    torch.testing.assert_close(plain.video[:, 2:], ours.video[:, 0, 2:])
+    assert model.transformer.layout.frames(plain.tokens.shape[1]) == 7

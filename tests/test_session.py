@@ -1,0 +1,190 @@
+"""Sessions: the cached path against full recomputation, one prefill for all branches, actions, horizons."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ivideogpt import WorldModel
+from ivideogpt.config import SamplingConfig
+from ivideogpt.errors import ShapeError
+from ivideogpt.transformer.sampling import RowStreams, sample
+
+MakeWorldModel = Callable[..., WorldModel]
+MakeFrames = Callable[..., Tensor]
+
+A, HORIZON = 3, 4
+
+
+@pytest.fixture
+def model(make_world_model: MakeWorldModel) -> WorldModel:
+    return make_world_model(action_dim=A, reward=True)
+
+
+@pytest.fixture
+def context(make_frames: MakeFrames) -> Tensor:
+    return make_frames(3, 2)
+
+
+@pytest.fixture
+def actions() -> Tensor:
+    """(3, T, A) for 2 context and 4 future frames."""
+    return torch.rand(3, 2 + HORIZON, A, generator=torch.Generator().manual_seed(5)) * 2 - 1
+
+
+@torch.no_grad()
+def recomputed(
+    model: WorldModel, context: Tensor, actions: Tensor | None, key: tuple[int, ...], sampling: SamplingConfig
+) -> tuple[Tensor, Tensor | None]:
+    """One row without any cache: the whole sequence again for every token. Tokens (L,) and rewards (F,)."""
+    layout, transformer = model.transformer.layout, model.transformer
+    stream = RowStreams([key])
+    row = model.tokenizer.tokenize(context[None])[0].tolist()
+    rewards = []
+    for j in range(HORIZON):
+        row.append(layout.future_slot)
+        uniform = stream.draw(layout.dynamics_tokens)
+        for i in range(layout.dynamics_tokens):
+            # A whole frame, whatever is in it: nothing depends on later tokens.
+            padded = torch.tensor([row + [layout.future_slot] * (layout.dynamics_tokens - i)])
+            taken = None if actions is None else actions[None, : 2 + j + 1]
+            logits = transformer(padded, taken).logits[0, len(row) - 1]
+            legal = logits[layout.dynamics_ids.start : layout.dynamics_ids.stop]
+            row.append(layout.dynamics_ids.start + int(sample(legal[None], uniform[:, i], sampling)[0]))
+        taken = None if actions is None else actions[None, : 2 + j + 1]
+        reward = transformer(torch.tensor([row]), taken).rewards
+        rewards += [] if reward is None else [reward[0, -1]]
+    return torch.tensor(row), torch.stack(rewards) if rewards else None
+
+
+@pytest.mark.parametrize("reward", [False, True])
+@pytest.mark.parametrize("action_dim", [None, A])
+@pytest.mark.parametrize("branches", [1, 2])
+def test_cached_imagination_is_full_recomputation(
+    make_world_model: MakeWorldModel, make_frames: MakeFrames, actions: Tensor,
+    reward: bool, action_dim: int | None, branches: int,
+) -> None:  # fmt: skip
+    model, context = make_world_model(reward=reward, action_dim=action_dim), make_frames(2, 2)
+    sampling = SamplingConfig(temperature=1.3, top_k=20)
+    session = model.start(context, branches, seed=[7, 8], sampling=sampling)
+    steps = []
+    for j in range(HORIZON):
+        action = None if action_dim is None else actions[:2, 1 + j].repeat_interleave(branches, dim=0)
+        steps.append(session.step(action))
+    for b in range(2):
+        for k in range(branches):
+            taken = None if action_dim is None else actions[b]
+            row, rewards = recomputed(model, context[b], taken, (7 + b, 0, k), sampling)
+            at = b * branches + k
+            assert torch.equal(torch.cat([step.tokens[at] for step in steps]), future_of(model, row))
+            torch.testing.assert_close(
+                torch.stack([step.frame[at] for step in steps]),  # type: ignore[index]
+                model.tokenizer.detokenize(row[None])[0, 2:], atol=1e-5, rtol=1e-5,
+            )  # fmt: skip
+            if rewards is None:
+                assert all(step.reward is None for step in steps)
+            else:
+                imagined = torch.stack([step.reward[at] for step in steps])  # type: ignore[index]
+                torch.testing.assert_close(imagined, rewards, atol=1e-5, rtol=1e-5)
+
+
+def future_of(model: WorldModel, row: Tensor) -> Tensor:
+    """The dynamics tokens of a whole sequence (L,), one frame after the other."""
+    frames = model.transformer.layout.frames(len(row))
+    return row[model.transformer.layout.dynamics_positions(frames).flatten()]
+
+
+def test_branches_share_one_prefill(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, plain = [], model.transformer.hidden_states
+
+    def counted(x: Tensor, cache: Any = None) -> Tensor:
+        rows.append(tuple(x.shape[:2]))
+        return plain(x, cache)
+
+    encoded: list[int] = []
+    for network in (model.tokenizer.context_encoder, model.tokenizer.context_decoder):
+        network.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    monkeypatch.setattr(model.transformer, "hidden_states", counted)
+    session = model.start(context, branches=5)
+    assert rows == [(3, model.transformer.layout.prefix_length)]
+    session.step()
+    session.step()
+    assert {count for count, _ in rows[1:]} == {15}
+    assert all(length <= 2 for _, length in rows[1:]), "the cache lives across frames"
+    assert encoded == [6, 6], "context frames once each way"
+
+
+def test_a_bad_action_names_the_row_and_may_be_mended(model: WorldModel, context: Tensor, actions: Tensor) -> None:
+    session, untouched = (model.start(context, branches=2, seed=1) for _ in range(2))
+    action = actions[:, 1].repeat_interleave(2, dim=0)
+    for value in (torch.nan, torch.inf):
+        bad = action.clone()
+        bad[4, 1] = value
+        with pytest.raises(ShapeError, match="the action of row 4 is not finite"):
+            session.step(bad)
+    assert torch.equal(session.step(action).tokens, untouched.step(action).tokens)
+
+
+def test_no_action_is_allowed(model: WorldModel, context: Tensor) -> None:
+    tokens = model.start(context, seed=1).step().tokens
+    assert tokens.shape == (3, 4)
+
+
+@pytest.mark.parametrize("action", [torch.zeros(3, 2), torch.zeros(2, A), torch.zeros(A)])
+def test_refuses_an_action_of_another_shape(model: WorldModel, context: Tensor, action: Tensor) -> None:
+    complaint = f"action has shape {tuple(action.shape)}; this session takes (rows, A) = (3, 3)"
+    with pytest.raises(ShapeError, match=re.escape(complaint)):
+        model.start(context).step(action)
+
+
+def test_refuses_an_action_where_the_model_takes_none(make_world_model: MakeWorldModel, context: Tensor) -> None:
+    with pytest.raises(ShapeError, match="this model takes none"):
+        make_world_model().start(context).step(torch.zeros(3, A))
+    with pytest.raises(ShapeError, match="this model takes none"):
+        make_world_model().rollout(context, torch.zeros(3, 4, A))
+
+
+def test_the_horizon_ends_a_session(model: WorldModel, context: Tensor) -> None:
+    session = model.start(context, horizon=2)
+    session.step()
+    session.step()
+    with pytest.raises(ShapeError, match="horizon of 2 frames is used up"):
+        session.step()
+    for horizon in (0, -1):
+        with pytest.raises(ShapeError, match=f"the horizon is {horizon} frames"):
+            model.start(context, branches=2, horizon=horizon)
+
+
+def test_the_longest_horizon_can_be_walked(make_world_model: MakeWorldModel, make_frames: MakeFrames) -> None:
+    model = make_world_model(reward=True, max_positions=33 + 5 * 3 + 4)
+    assert model.longest_horizon == 3
+    assert model.rollout(make_frames(1, 2), horizon=3).video.shape[2] == 5
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_refuses_another_number_of_context_frames(model: WorldModel, make_frames: MakeFrames, frames: int) -> None:
+    complaint = "fewer than the 2 context frames" if frames < 2 else "3 context frames were given.*exactly 2"
+    with pytest.raises(ShapeError, match=complaint):
+        model.start(make_frames(1, frames))
+
+
+def test_decoding_may_wait(model: WorldModel, context: Tensor) -> None:
+    waiting, plain = (model.start(context, branches=2, seed=1) for _ in range(2))
+    steps = [waiting.step(decode=False) for _ in range(3)]
+    assert all(step.frame is None for step in steps)
+    frames = waiting.decode(torch.stack([step.tokens for step in steps], dim=1).unflatten(0, (3, 2)))
+    assert frames.shape == (3, 2, 3, 3, 16, 16)
+    for j in range(3):
+        torch.testing.assert_close(frames[:, :, j].flatten(0, 1), plain.step().frame, atol=1e-5, rtol=1e-5)
+
+
+def test_many_frames_are_decoded_in_parts(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = model.rollout(context, horizon=4, samples=2, seed=1).video
+    monkeypatch.setattr("ivideogpt.world_model._FRAMES_DECODED_AT_ONCE", 7)
+    parts = model.rollout(context, horizon=4, samples=2, seed=1).video
+    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)

@@ -1,0 +1,84 @@
+"""Small episodes in which the actions matter, and settings for a few steps of training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ivideogpt.config import TokenizerTrainingConfig, TransformerTrainingConfig
+from ivideogpt.data.episode import Episode
+from ivideogpt.data.sources.npz import write_episode
+
+Settings = Callable[..., Any]
+MakeEpisodes = Callable[..., Path]
+
+
+def moving_square(seed: int, length: int, size: int, rewards: bool = False) -> Episode:
+    """A square on a coloured ground that moves by the actions; the reward is how far to the right it is."""
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
+    side = size // 4
+    frames = np.empty((length, size, size, 3), np.uint8)
+    frames[:] = rng.integers(0, 120, 3)
+    places = np.clip(size / 2 + np.cumsum(np.vstack([[0, 0], 2 * actions[:-1]]), axis=0), 0, size - side)
+    for frame, (row, column) in zip(frames, places.round().astype(int), strict=True):
+        frame[row : row + side, column : column + side] = (250, 200, 30)
+    received = np.concatenate([[0], places[1:, 1]]).astype(np.float32)
+    return Episode(frames, actions, received if rewards else None)
+
+
+@pytest.fixture
+def make_episodes(tmp_path: Path) -> MakeEpisodes:
+    """Make a folder of episode files."""
+
+    def make(
+        name: str = "data", count: int = 4, length: int = 12, size: int = 16, rewards: bool = False, seed: int = 0
+    ) -> Path:
+        for number in range(count):
+            episode = moving_square(seed + number, length, size, rewards)
+            write_episode(tmp_path / name / f"{number:03}.npz", episode)
+        return tmp_path / name
+
+    return make
+
+
+SMALL = {
+    "steps": 6,
+    "batch_size": 2,
+    "warmup": 2,
+    "learning_rate": 3e-3,
+    "log_every": 2,
+    "validate_every": 6,
+    "validation_batches": 1,
+    "save_every": 3,
+    "device": "cpu",
+    "precision": "float32",
+}
+
+
+@pytest.fixture
+def tokenizer_settings(tmp_path: Path) -> Settings:
+    """Make a configuration of a few steps on the folder `data`, into `run`; fields change by keyword."""
+
+    def make(**changes: Any) -> TokenizerTrainingConfig:
+        paths = {"data": tmp_path / "data", "out": tmp_path / "run"}
+        usual = {"preset": "micro-16", "horizon": 6, "future_frames": 2}
+        return TokenizerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
+
+    return make
+
+
+@pytest.fixture
+def transformer_settings(tmp_path: Path) -> Settings:
+    """Make a configuration of a few steps on the tokens of `tokenizer`, into `run`; fields change by keyword."""
+
+    def make(**changes: Any) -> TransformerTrainingConfig:
+        paths = {"data": tmp_path / "data", "out": tmp_path / "run", "tokenizer": str(tmp_path / "tokenizer")}
+        usual = {"preset": "micro", "segment_frames": 5}
+        return TransformerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
+
+    return make

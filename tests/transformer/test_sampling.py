@@ -1,0 +1,142 @@
+"""Drawing tokens: the distribution, temperature, top-k, entropy, and a stream of its own for every row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from ivideogpt.config import SamplingConfig
+from ivideogpt.transformer.sampling import RowStreams, sample
+
+K, DRAWS = 12, 40_000
+
+
+@pytest.fixture
+def logits() -> Tensor:
+    return torch.randn(K, generator=torch.Generator().manual_seed(0)) * 2
+
+
+def draw_many(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """How often each token was drawn, (K,)."""
+    uniform = RowStreams([(0, 0, 0)]).draw(DRAWS)[0]
+    return torch.bincount(sample(logits.expand(DRAWS, -1), uniform, config)[0], minlength=K)
+
+
+def expected_share(logits: Tensor, config: SamplingConfig) -> Tensor:
+    scaled = logits / config.temperature
+    if config.top_k:
+        scaled = scaled.masked_fill(scaled < scaled.topk(min(config.top_k, K)).values[-1], -math.inf)
+    return scaled.softmax(dim=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_k", [0, 3, 100])
+def test_distribution_is_the_softmax(logits: Tensor, temperature: float, top_k: int) -> None:
+    config = SamplingConfig(temperature=temperature, top_k=top_k)
+    counts, expected = draw_many(logits, config), DRAWS * expected_share(logits, config)
+    assert not counts[expected == 0].any(), "a token outside the top k"
+    possible = expected > 0
+    chi_square = ((counts - expected).square() / expected)[possible].sum()
+    freedom = int(possible.sum()) - 1
+    assert chi_square < freedom + 5 * math.sqrt(2 * freedom)
+
+
+def test_top_1_and_temperature_0_take_the_likeliest(logits: Tensor) -> None:
+    for config in (SamplingConfig(top_k=1), SamplingConfig(temperature=0), SamplingConfig(temperature=0, top_k=3)):
+        tokens, entropy = sample(logits.expand(50, -1), torch.rand(50), config)
+        assert (tokens == logits.argmax()).all()
+        assert (entropy == 0).all()
+
+
+@pytest.mark.parametrize("top_k", [0, 3])
+def test_entropy_is_that_of_the_distribution_drawn_from(logits: Tensor, top_k: int) -> None:
+    config = SamplingConfig(temperature=1.5, top_k=top_k)
+    share = expected_share(logits, config)
+    expected = -(share[share > 0] * share[share > 0].log()).sum()
+    entropy = sample(logits.expand(3, -1), torch.rand(3), config)[1]
+    torch.testing.assert_close(entropy, expected.expand(3))
+
+
+def test_entropy_of_equal_tokens_is_the_logarithm_of_their_number() -> None:
+    entropy = sample(torch.zeros(1, K), torch.tensor([0.5]), SamplingConfig(top_k=0))[1]
+    assert float(entropy) == pytest.approx(math.log(K))
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_the_ends_of_the_unit_interval(uniform: float) -> None:
+    # The last two tokens are impossible in float32: not even the last number before 1 may find them.
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1e4, -1e4]])
+    token = sample(logits, torch.tensor([uniform]), SamplingConfig(top_k=0))[0]
+    assert int(token) == {0.0: 2, 0.5: 2}.get(uniform, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 100, 1000])
+def test_only_legal_ids(count: int) -> None:
+    generator = torch.Generator().manual_seed(count)
+    logits = torch.randn(500, count, generator=generator) * 5
+    uniform = torch.rand(500, generator=generator)
+    tokens = sample(logits, uniform, SamplingConfig(top_k=0))[0]
+    assert tokens.dtype == torch.int64
+    assert 0 <= int(tokens.min()) <= int(tokens.max()) < count
+
+
+def test_rows_are_drawn_on_their_own(logits: Tensor) -> None:
+    rows = torch.stack([logits, logits.flip(0), logits * 0.1])
+    uniform = torch.tensor([0.9, 0.2, 0.7])
+    together = sample(rows, uniform, SamplingConfig())
+    for i in range(3):
+        alone = sample(rows[i : i + 1], uniform[i : i + 1], SamplingConfig())
+        assert torch.equal(alone[0], together[0][i : i + 1])
+
+
+def test_a_likelier_token_needs_no_more_than_its_share() -> None:
+    """Most likely first: rounding of the crowded tail cannot move the draw of a likely token."""
+    logits = torch.zeros(1, 1000)
+    logits[0, 613] = 12.0
+    for uniform in (0.0, 0.3, 0.9):
+        assert int(sample(logits, torch.tensor([uniform]), SamplingConfig(top_k=0))[0]) == 613
+
+
+def test_half_precision_logits(logits: Tensor) -> None:
+    tokens, entropy = sample(logits.bfloat16()[None], torch.tensor([0.4]), SamplingConfig())
+    exact, _ = sample(logits.bfloat16().float()[None], torch.tensor([0.4]), SamplingConfig())
+    assert torch.equal(tokens, exact)
+    assert entropy.dtype == torch.float32
+
+
+# Streams
+
+
+def test_a_stream_is_known_by_its_key() -> None:
+    keys = [(7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (2**62 + 1, 0, 0)]
+    drawn = RowStreams(keys).draw(50)
+    assert drawn.shape == (5, 50)
+    assert drawn.dtype == torch.float32
+    assert 0 <= drawn.min() <= drawn.max() < 1
+    assert len({tuple(row) for row in drawn.tolist()}) == len(keys)
+    for i, key in enumerate(keys):
+        assert torch.equal(RowStreams([key]).draw(50)[0], drawn[i]), "whatever else is in the batch"
+
+
+def test_a_stream_goes_on() -> None:
+    streams = RowStreams([(3, 0, 0), (4, 0, 0)])
+    pieces = torch.cat([streams.draw(n) for n in (4, 1, 7)], dim=1)
+    assert torch.equal(pieces, RowStreams([(3, 0, 0), (4, 0, 0)]).draw(12))
+
+
+def test_streams_leave_the_global_generators_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    RowStreams([(1, 2, 3)]).draw(10)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_streams_are_independent() -> None:
+    drawn = RowStreams([(0, b, k) for b in range(8) for k in range(8)]).draw(2000)
+    correlation = torch.corrcoef(drawn)
+    correlation.fill_diagonal_(0)
+    assert correlation.abs().max() < 5 / math.sqrt(2000)
