@@ -370,3 +370,10 @@ def test_safetensors_failures_are_those_of_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert failure.value.errno == errno.EFBIG
+
+
+def test_overwriting_a_folder_that_holds_more_than_a_model_is_refused(model: WorldModel, saved: Path) -> None:
+    (saved / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"more than a model \(notes.txt\)"):
+        model.save_pretrained(saved, overwrite=True)
+    assert (saved / "notes.txt").read_text() == "mine"

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ivideogpt import official
 from ivideogpt.config import SamplingConfig, TokenizerConfig, TransformerConfig
-from ivideogpt.errors import CheckpointError, ConfigError, unknown_name
+from ivideogpt.errors import CheckpointError, ConfigError, OutputError, unknown_name
 from ivideogpt.files import folder_written_atomically, require_free_output
 
 FORMAT, VERSION = "ivideogpt", 1
@@ -136,16 +136,28 @@ def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native
     """Write a model folder; it appears whole or not at all.
 
     Raises:
-        OutputError: the folder is not empty and `overwrite` is not set, or the disk is full.
+        OutputError: the folder is not empty and `overwrite` is not set, or holds more than a model; or a full disk.
         CheckpointError: the layout cannot express this model.
     """
     if layout not in ("native", "official"):
         raise ConfigError(unknown_name("checkpoint layout", layout, ["native", "official"]))
     folder = Path(folder)
     require_free_output(folder, overwrite=overwrite, cure="overwrite=True")
+    _require_only_a_model(folder)
     with folder_written_atomically(folder) as temporary:
         (_write_native if layout == "native" else _write_official)(temporary, checkpoint)
     return folder
+
+
+def _require_only_a_model(folder: Path) -> None:
+    """The whole folder is about to be replaced, so it may hold nothing that a model does not consist of."""
+    parts = {CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, "tokenizer", "transformer"}
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in parts) if folder.is_dir() else []
+    if strange:
+        raise OutputError(
+            f"output folder {folder} holds more than a model ({_first_few(strange)}), which would be lost. "
+            "Choose another folder, or move those away."
+        )
 
 
 def write_tensors(path: Path, weights: Weights) -> None:

@@ -267,7 +267,7 @@ class Session:
         self.horizon, self.frames_imagined = horizon, 0
         self._streams = RowStreams(_stream_keys(seed, self.contexts, branches))
         codes = tokenizer.encode_context(frames).codes
-        self._context = tokenizer.decode_context(codes)
+        self._context = tokenizer.decode_context(codes, pixels=False)
         self._cache = self._prefill(codes)
         self._unread: Tensor | None = None  # (rows,) last token sampled, not yet in the cache
 

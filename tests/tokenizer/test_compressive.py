@@ -65,7 +65,12 @@ def test_a_reconstruction_is_what_the_tokens_say(make_tokenizer: MakeTokenizer, 
     torch.testing.assert_close(video, tokenizer.detokenize(tokens), atol=1e-5, rtol=1e-5)
     assert made.context_vectors.shape == (2, 2, 16, 8)
     assert made.dynamics_vectors.shape == (2, 3, 4, 8)
-    assert torch.equal(tokenizer.context_quantizer(made.context_vectors).codes, made.context_codes)
+    for quantizer, vectors, codes in [
+        (tokenizer.context_quantizer, made.context_vectors, made.context_codes),
+        (tokenizer.dynamics_quantizer, made.dynamics_vectors, made.dynamics_codes),
+    ]:
+        assert torch.equal(quantizer(vectors).codes, codes)
+        assert (vectors - quantizer.lookup(codes)).abs().max() > 0.1, "what was quantized, not what became of it"
 
 
 def test_context_is_encoded_and_decoded_once(make_tokenizer: MakeTokenizer, make_frames: MakeFrames) -> None:

@@ -227,6 +227,27 @@ def test_how_often_it_looks_changes_nothing(tmp_path: Path) -> None:
     assert same(saved(tmp_path / "often"), saved(tmp_path / "seldom"))
 
 
+def test_batches_that_draw_from_torchs_generator_change_nothing(tmp_path: Path) -> None:
+    class Drawing(Stream):
+        def iterate(self, start_step: int = 0) -> Iterator[Points]:
+            for batch in super().iterate(start_step):
+                torch.rand(3)  # as a DataLoader does when it starts its workers
+                yield batch
+
+    list(run(Learner(), settings(tmp_path / "drawing", accumulate=2), Drawing()))
+    list(run(Learner(), settings(tmp_path / "plain", accumulate=2)))
+    assert same(saved(tmp_path / "drawing"), saved(tmp_path / "plain"))
+
+
+def test_a_full_disk_at_the_curves_is_said_plainly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+    with pytest.raises(OutputError, match=r"the disk is full: .*tensorboard could not be written"):
+        list(run(Learner(), settings(tmp_path)))
+
+
 def test_the_saved_model_is_the_average(tmp_path: Path) -> None:
     learner = Learner()
     list(run(learner, settings(tmp_path, ema=0.9)))

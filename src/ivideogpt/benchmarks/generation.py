@@ -94,7 +94,7 @@ def precisions(device: torch.device) -> dict[str, torch.dtype]:
 
 def _make_contest(size: str, device: torch.device) -> _Contest:
     torch.manual_seed(_SEED)
-    model = _random_model(SIZES[size]).to(device)
+    model = random_model(SIZES[size]).to(device)
     length, resolution = model.tokenizer.config.context_frames + HORIZON, model.tokenizer.config.resolution
     return _Contest(
         size=size,
@@ -108,7 +108,8 @@ def _make_contest(size: str, device: torch.device) -> _Contest:
     )
 
 
-def _random_model(size: Size) -> WorldModel:
+def random_model(size: Size) -> WorldModel:
+    """A world model with random weights in which every part has an effect; drawn with torch's global generator."""
     tokenizer = CompressiveTokenizer.from_preset(size.tokenizer)
     for quantizer in (tokenizer.context_quantizer, tokenizer.dynamics_quantizer):
         if isinstance(quantizer, VectorQuantizer):

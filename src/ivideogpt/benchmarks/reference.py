@@ -1,8 +1,8 @@
 """The straightforward way, to measure against: float32, attention weights materialised, nothing kept for later.
 
-It runs on the very weights of our models and gives the same results; only the way of computing them differs. Where a
-choice is open (packed projections, a preallocated cache within a frame, no second pass for a sampled token) it takes
-the faster one, so what is measured against it is not flattered.
+It runs on the very weights of our models and gives the same results; only the way of computing them differs. Within a
+frame it keeps keys and values, as everybody's `generate` does, and where it has a choice (packed projections, a cache
+allocated once, logits of the last position only) it takes the faster one, so ours is not flattered.
 
 Shapes: B contexts, T frames, t context frames, F future frames, M dynamics tokens, A action size, R resolution.
 """
@@ -36,7 +36,7 @@ class PlainAttention(Attention):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
         """As `Attention`."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        queries, keys, values = rotate(heads[0], rotary), rotate(heads[1], rotary), heads[2]
+        (queries, keys), values = rotate(heads[:2], rotary), heads[2]
         start = 0 if cache is None else cache.length
         if cache is not None:
             keys, values = cache.append(self.layer, keys, values)

@@ -153,6 +153,7 @@ class SegmentLoader:
             sampler=_StepsFrom(start_step),
             num_workers=self.workers,
             multiprocessing_context="forkserver",
+            generator=torch.Generator(),  # its own, so that the global random stream stays as it was
         )
         for batch in loader:
             if isinstance(batch, InputError):

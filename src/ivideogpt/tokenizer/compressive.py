@@ -38,7 +38,7 @@ class DecodedContext:
     """Context frames as the decoder sees them: made once, used for every future frame that is decoded."""
 
     frames: Tensor
-    """(B, t, 3, R, R), not clamped."""
+    """(B, t, 3, R, R), not clamped; (B, 0, 3, R, R) where they were not asked for."""
     keys_values: list[KeysValues]
     """One entry a cross-attention of the prediction decoder."""
 
@@ -150,9 +150,18 @@ class CompressiveTokenizer(nn.Module):
             return context.codes.new_empty(len(frames), 0, self.layout.dynamics_tokens)
         return self.dynamics_quantizer(self._dynamics_vectors(frames, context.keys_values)).codes
 
-    def decode_context(self, codes: Tensor) -> DecodedContext:
-        """Context codes (B,t,N) -> frames, and what the prediction decoder attends to."""
-        return self._decode_context(self.context_quantizer.lookup(codes))
+    def decode_context(self, codes: Tensor, *, pixels: bool = True) -> DecodedContext:
+        """Context codes (B,t,N) -> frames, and what the prediction decoder attends to.
+
+        Without `pixels` the frames are left out, which saves most of the work for who decodes future frames only.
+        """
+        vectors = self.context_quantizer.lookup(codes)
+        if pixels:
+            return self._decode_context(vectors)
+        size = self.config.resolution
+        maps = self.context_decoder.maps(self._context_latent(vectors))
+        no_frames = maps[0].new_empty(len(codes), 0, FRAME_CHANNELS, size, size)
+        return DecodedContext(no_frames, self._decoder_keys_values(maps))
 
     def decode_future(self, codes: Tensor, context: DecodedContext) -> Tensor:
         """Dynamics codes (B,F,M), any F from 0 -> frames (B,F,3,R,R), not clamped."""
@@ -242,11 +251,16 @@ class CompressiveTokenizer(nn.Module):
         return self.dynamics_in(self._to_patches(latent)).unflatten(0, frames.shape[:2])
 
     def _decode_context(self, vectors: Tensor) -> DecodedContext:
-        side, leading = self.config.latent_size, vectors.shape[:2]
+        frames, maps = self.context_decoder(self._context_latent(vectors))
+        return DecodedContext(frames.unflatten(0, vectors.shape[:2]), self._decoder_keys_values(maps))
+
+    def _context_latent(self, vectors: Tensor) -> Tensor:
+        side = self.config.latent_size
         latent = vectors.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))  # (B*t, D, h, h)
-        frames, maps = self.context_decoder(self.context_out(latent.to(self.context_out.weight.dtype)))
-        keys_values = context_keys_values(self.prediction_decoder.cross, maps, self.config.context_frames)
-        return DecodedContext(frames.unflatten(0, leading), keys_values)
+        return self.context_out(latent.to(self.context_out.weight.dtype))
+
+    def _decoder_keys_values(self, maps: list[Tensor]) -> list[KeysValues]:
+        return context_keys_values(self.prediction_decoder.cross, maps, self.config.context_frames)
 
     def _decode_future(self, vectors: Tensor, context: DecodedContext) -> Tensor:
         patches = self.dynamics_out(vectors.flatten(0, 1).to(self.dynamics_out.weight.dtype))

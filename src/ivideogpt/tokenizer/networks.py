@@ -88,6 +88,13 @@ class Decoder(nn.Module):
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.stem_stride), maps
 
+    def maps(self, latent: Tensor) -> list[Tensor]:
+        """Latent map (B,C,h,h) -> the maps alone that a cross-attending decoder may look at; no pixels are made."""
+        maps = [self.middle(self.conv_in(latent))]
+        for i in range(self.cross_blocks):
+            maps.append(self.blocks[i](maps[-1]))
+        return maps
+
 
 def context_keys_values(cross: nn.ModuleList, maps: list[Tensor], context_frames: int) -> list[KeysValues]:
     """Keys and values for each cross-attention of a network, from the context network's maps (B*t,C,H,W)."""

@@ -182,10 +182,11 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     learner.model.train()
     total: dict[str, float] = {}
+    micro_batches = [next(stream) for _ in range(config.accumulate)]  # worker processes draw from torch's generator
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(config.seed * 1_000_000_007 + step)
-        for _ in range(config.accumulate):
-            losses = learner.losses(next(stream).to(device), step)
+        for batch in micro_batches:
+            losses = learner.losses(batch.to(device), step)
             loss = torch.stack(list(losses.values())).sum() / config.accumulate
             loss.backward()
             for name, value in {**losses, "loss": loss.detach() * config.accumulate}.items():

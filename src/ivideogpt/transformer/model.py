@@ -44,16 +44,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
         """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
-        queries, keys, values = rotate(heads[0], rotary), rotate(heads[1], rotary), heads[2]
+        (queries, keys), values = rotate(heads[:2], rotary), heads[2]
         start = 0
         if cache is not None:
             start = cache.length
             keys, values = cache.append(self.layer, keys, values)
-        dropout = self.dropout if self.training else 0.0
-        if start == 0:
-            y = F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
-        else:
-            y = F.scaled_dot_product_attention(queries, keys, values, _causal_mask(queries, start), dropout)
+        y = _attend(queries, keys, values, start, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -241,9 +237,16 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return x * cos + torch.cat([-second, first], dim=-1) * sin
 
 
-def _causal_mask(queries: Tensor, start: int) -> Tensor | None:
-    """Mask (n, start + n) for n queries behind `start` cached positions; one query sees everything."""
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, start: int, dropout: float) -> Tensor:
+    """Attention of n queries (B,h,n,D) to the `start` positions before them and, causally, to their own."""
     count = queries.shape[2]
-    if count == 1:
-        return None
-    return torch.ones(count, start + count, dtype=torch.bool, device=queries.device).tril(start)
+    if start == 0:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
+    if count > 1:
+        mask = torch.ones(count, start + count, dtype=torch.bool, device=queries.device).tril(start)
+        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
+    if queries.dtype is torch.bfloat16 and queries.device.type == "cpu":
+        # PyTorch is slow with a single bf16 query on a CPU: float32 takes a third of the time, conversion included.
+        rows = (queries.float(), keys.float(), values.float())
+        return F.scaled_dot_product_attention(*rows, dropout_p=dropout).to(queries.dtype)
+    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)

@@ -126,7 +126,7 @@ def _episode_from(archive: np.lib.npyio.NpzFile, camera_key: str, action_key: st
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
     if key not in archive.files:
-        cure = " For video without actions pass action_key=None." if kind == "action key" else ""
+        cure = " Video without actions: pass action_key=None, or --no-actions." if kind == "action key" else ""
         raise EpisodeError(unknown_name(kind, key, archive.files) + cure)
     try:
         return np.asarray(archive[key])
