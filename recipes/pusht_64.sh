@@ -20,9 +20,9 @@ continued() { if [ -e "$1/training.json" ]; then echo --resume; fi; }
 
 # shellcheck disable=SC2046
 "$bin/ivideogpt" train transformer --data "$work/data" --out "$work/transformer" $(continued "$work/transformer") \
-  --tokenizer "$work/tokenizer/model" --preset nano --steps 2600 --batch-size 8 --cache-tokens 8000 \
+  --tokenizer "$work/tokenizer/model" --preset nano --steps 1500 --batch-size 8 --cache-tokens 8000 \
   --learning-rate 1e-3 --warmup 100 --schedule cosine --ema 0.99 --temperature 0.5 \
-  --validate-every 400 --validation-batches 2 --save-every 200 --cache-mb 4096
+  --validate-every 300 --validation-batches 2 --save-every 200 --cache-mb 4096
 
 "$bin/python" recipes/ship.py --model "$work/transformer/model" --out "$work/pusht-64"
 "$bin/python" recipes/evaluate_pusht.py --model "$work/pusht-64" --out "$work/evaluation" --overwrite

@@ -30,6 +30,7 @@ FLOORS = (
     ("evaluation",),
     ("planning", "rl", "serving", "benchmarks"),
     ("cli",),
+    ("__main__",),
 )
 # Rooms that not everybody above may enter.
 ONLY_FOR = {"training": {"rl", "cli", "benchmarks"}}

@@ -302,11 +302,20 @@ def test_refuses_a_folder_that_holds_something(model: WorldModel, saved: Path) -
         model.save_pretrained(saved / "config.json")
 
 
-def test_overwriting_leaves_nothing_old(model: WorldModel, saved: Path) -> None:
-    (saved / "notes.txt").write_text("old")
+def test_overwriting_replaces_the_whole_model(model: WorldModel, saved: Path) -> None:
+    hub.save(saved, hub.Checkpoint(transformer=hub.load(saved).transformer), overwrite=True)
+    assert sorted(contents(saved)) == ["config.json", "transformer.safetensors"]
     model.save_pretrained(saved, overwrite=True)
     assert sorted(contents(saved)) == ["config.json", "tokenizer.safetensors", "transformer.safetensors"]
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_overwriting_never_costs_other_files(model: WorldModel, saved: Path) -> None:
+    (saved / "notes.txt").write_text("mine")
+    before = contents(saved)
+    with pytest.raises(OutputError, match=r"holds more than a model \(notes.txt\), which would be lost"):
+        model.save_pretrained(saved, overwrite=True)
+    assert contents(saved) == before
 
 
 def test_unknown_layout(model: WorldModel, tmp_path: Path) -> None:
@@ -370,10 +379,3 @@ def test_safetensors_failures_are_those_of_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert failure.value.errno == errno.EFBIG
-
-
-def test_overwriting_a_folder_that_holds_more_than_a_model_is_refused(model: WorldModel, saved: Path) -> None:
-    (saved / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"more than a model \(notes.txt\)"):
-        model.save_pretrained(saved, overwrite=True)
-    assert (saved / "notes.txt").read_text() == "mine"

@@ -50,7 +50,7 @@ class Stored:
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stored:
     expected = load_file(request.param)
     with safe_open(request.param, "pt") as file:
-        about = {name: json.loads(value) for name, value in file.metadata().items()}
+        about = json.loads(file.metadata()["about"])
     weights = made_up(tokenizer_shapes(about["tokenizer"]), about["seed"])
     shapes = transformer_shapes(about["transformer"], about["action_dim"], about["reward"])
     transformer_weights = made_up(shapes, about["seed"])

@@ -107,7 +107,7 @@ def test_branches_share_one_prefill(model: WorldModel, context: Tensor, monkeypa
         return plain(x, cache)
 
     encoded: list[int] = []
-    for network in (model.tokenizer.context_encoder, model.tokenizer.context_decoder):
+    for network in (model.tokenizer.context_encoder.middle, model.tokenizer.context_decoder.middle):
         network.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
     monkeypatch.setattr(model.transformer, "hidden_states", counted)
     session = model.start(context, branches=5)

@@ -141,7 +141,7 @@ def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native
     """
     if layout not in ("native", "official"):
         raise ConfigError(unknown_name("checkpoint layout", layout, ["native", "official"]))
-    folder = Path(folder)
+    folder = Path(folder).absolute()  # the folder has a name then, "." too
     require_free_output(folder, overwrite=overwrite, cure="overwrite=True")
     _require_only_a_model(folder)
     with folder_written_atomically(folder) as temporary:

@@ -7,10 +7,11 @@ frames, F future frames, A action size, M dynamics tokens a frame, R resolution.
 from __future__ import annotations
 
 import dataclasses
+import operator
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ivideogpt.transformer.sampling import RowStreams, sample
 
 _FRAMES_DECODED_AT_ONCE = 256
 
-Seed = int | Sequence[int] | None
+Seed = SupportsIndex | Sequence[int] | None
 
 
 class Step(NamedTuple):
@@ -368,7 +369,8 @@ def symexp(x: Tensor) -> Tensor:
 def _stream_keys(seed: Seed, contexts: int, branches: int) -> list[tuple[int, ...]]:
     if seed is None:
         seed = secrets.randbits(63)
-    if isinstance(seed, int):
+    if isinstance(seed, SupportsIndex):
+        seed = operator.index(seed)
         firsts = [(seed, b) for b in range(contexts)]
     else:
         if len(seed) != contexts:

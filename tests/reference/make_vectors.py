@@ -133,7 +133,8 @@ def write(case: Case) -> None:
     about |= {"action_dim": case.action_dim, "reward": case.reward}
     VECTORS.mkdir(exist_ok=True)
     plain = {name: tensor.contiguous() for name, tensor in found.items()}
-    save_file(plain, VECTORS / f"{case.name}.safetensors", {name: json.dumps(value) for name, value in about.items()})
+    # One entry: safetensors writes several in any order, and the files should come out the same every time.
+    save_file(plain, VECTORS / f"{case.name}.safetensors", {"about": json.dumps(about)})
 
 
 if __name__ == "__main__":

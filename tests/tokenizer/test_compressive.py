@@ -86,6 +86,19 @@ def test_context_is_encoded_and_decoded_once(make_tokenizer: MakeTokenizer, make
     assert norms == [-2] * blocks, "one set of keys and values a video, not one a future frame"
 
 
+@pytest.mark.parametrize("attention_resolution", [4, 8, 16])
+@torch.no_grad()
+def test_future_frames_do_not_need_the_contexts_pixels(
+    make_tokenizer: MakeTokenizer, make_frames: MakeFrames, attention_resolution: int
+) -> None:
+    tokenizer = make_tokenizer(attention_resolution=attention_resolution)
+    context_codes, dynamics_codes = tokenizer.layout.split(tokenizer.tokenize(make_frames()))
+    whole, maps_only = (tokenizer.decode_context(context_codes, pixels=pixels) for pixels in (True, False))
+    assert maps_only.frames.shape == (2, 0, 3, 16, 16)
+    expected = tokenizer.decode_future(dynamics_codes, whole)
+    assert torch.equal(tokenizer.decode_future(dynamics_codes, maps_only), expected)
+
+
 @torch.no_grad()
 def test_frame_by_frame_is_the_same_as_all_at_once(make_tokenizer: MakeTokenizer, make_frames: MakeFrames) -> None:
     tokenizer, frames = make_tokenizer(context_frames=3), make_frames(2, 7)

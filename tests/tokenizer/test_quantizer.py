@@ -96,16 +96,20 @@ def test_fsq_codes_and_vectors_are_one_to_one(levels: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("levels", LEVELS)
 def test_fsq_reaches_every_code_and_looks_up_what_it_made(levels: tuple[int, ...]) -> None:
     fsq = FiniteScalarQuantizer(levels)
-    # A value in the middle of each level's own interval, for every channel.
-    half_width = [(count - 1) * (1 + 1e-3) / 2 for count in levels]
-    offset = [0.5 if count % 2 == 0 else 0.0 for count in levels]
-    axes = [
-        [math.atanh((n - c // 2 + o) / h) - math.atanh(o / h) for n in range(c)]
-        for c, h, o in zip(levels, half_width, offset, strict=True)
-    ]
+    # For every channel two values close to the ends of each level's interval, n - 1/2 .. n + 1/2 within the bound.
+    axes = []
+    for count in levels:
+        half_width, offset = (count - 1) * (1 + 1e-3) / 2, 0.5 if count % 2 == 0 else 0.0
+        lowest, highest = -half_width - offset + 1e-4, half_width - offset - 1e-4
+        bounded = [n - count // 2 + side for n in range(count) for side in (-0.49, 0.49)]
+        inside = [min(max(value, lowest), highest) for value in bounded]
+        axes.append([math.atanh((x + offset) / half_width) - math.atanh(offset / half_width) for x in inside])
     vectors = torch.tensor(list(itertools.product(*axes)))
     quantized = fsq(vectors)
-    assert sorted(quantized.codes.tolist()) == list(range(math.prod(levels)))
+    digits = torch.tensor(list(itertools.product(*[[n for n in range(c) for _ in range(2)] for c in levels])))
+    radix = torch.tensor([math.prod(levels[:i]) for i in range(len(levels))])
+    assert torch.equal(quantized.codes, (digits * radix).sum(dim=1))
+    assert set(quantized.codes.tolist()) == set(range(math.prod(levels)))
     torch.testing.assert_close(quantized.vectors, fsq.lookup(quantized.codes))
     assert quantized.loss == 0
 

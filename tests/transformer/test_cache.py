@@ -37,6 +37,15 @@ def test_equals_full_recomputation(make_transformer: MakeTransformer, embeddings
 
 
 @torch.no_grad()
+def test_half_precision_takes_the_same_path(make_transformer: MakeTransformer, embeddings: Tensor) -> None:
+    model = make_transformer()
+    exact = model.hidden_states(embeddings)
+    made = in_pieces(model.to(torch.bfloat16), embeddings.bfloat16(), [33, 1, 1, 1, 2, 1, 1])
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), exact, atol=0.1, rtol=0.05)
+
+
+@torch.no_grad()
 def test_room_to_spare_changes_nothing(make_transformer: MakeTransformer, embeddings: Tensor) -> None:
     model = make_transformer()
     spare = in_pieces(model, embeddings, [30, 1, 9], capacity=200)

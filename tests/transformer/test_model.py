@@ -171,14 +171,19 @@ def test_gradients_reach_every_parameter(make_transformer: MakeTransformer) -> N
 
 
 @torch.no_grad()
-def test_bf16_keeps_exact_positions(make_transformer: MakeTransformer) -> None:
-    """Rounded rotary frequencies would be wrong by radians far into a sequence."""
+def test_positions_survive_half_precision(make_transformer: MakeTransformer) -> None:
+    """Rotary frequencies that were rounded along with the weights would be wrong by radians far into a sequence."""
     layout = TokenLayout(1, 900, 3, 20, 12)
     model = make_transformer(layout=layout, hidden=64)
     tokens = random_tokens(layout, frames=3)
-    exact = model(tokens).logits[:, -8:]
-    rounded = model.to(torch.bfloat16)(tokens).logits[:, -8:].float()
-    assert (rounded - exact).abs().max() < 0.15 * exact.std()
+    for weight in model.parameters():
+        weight.copy_(weight.bfloat16())
+    exact = model(tokens).logits
+    assert torch.equal(model.to(torch.bfloat16).to(torch.float32)(tokens).logits, exact)
+    cosines, sines = model.to(torch.bfloat16)._rotary(999, 1, torch.float32)
+    angles = 999 / 10_000 ** (torch.arange(0, 32, 2) / 32).double()
+    torch.testing.assert_close(cosines[0, :16].double(), angles.cos(), atol=1e-3, rtol=0.0)
+    torch.testing.assert_close(sines[0, 16:].double(), angles.sin(), atol=1e-3, rtol=0.0)
 
 
 def test_dynamics_logits_are_those_of_the_legal_ids(make_transformer: MakeTransformer) -> None:

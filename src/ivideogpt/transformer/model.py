@@ -19,6 +19,7 @@ from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.transformer.cache import KeyValueCache
+from ivideogpt.transformer.kernels import attend, fast_products
 
 _INITIAL_STD = 0.02
 
@@ -49,7 +50,7 @@ class Attention(nn.Module):
         if cache is not None:
             start = cache.length
             keys, values = cache.append(self.layer, keys, values)
-        y = _attend(queries, keys, values, start, self.dropout if self.training else 0.0)
+        y = attend(queries, keys, values, start, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -160,7 +161,8 @@ class VideoTransformer(nn.Module):
     def dynamics_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) -> logits (..., Kd) of the ids that are legal inside a future frame, and no others."""
         ids = self.layout.dynamics_ids
-        return F.linear(hidden, self.head.weight[ids.start : ids.stop])
+        with fast_products(hidden):
+            return F.linear(hidden, self.head.weight[ids.start : ids.stop])
 
     def hidden_states(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Embeddings (B,n,H) -> hidden states (B,n,H) after the final norm; with a cache, continue what it holds.
@@ -177,8 +179,9 @@ class VideoTransformer(nn.Module):
         if cache is not None:
             cache.require_room(x.shape[1])
         rotary = self._rotary(start, x.shape[1], x.dtype)
-        for layer in self.layers:
-            x = layer(x, rotary, cache)
+        with fast_products(x):
+            for layer in self.layers:
+                x = layer(x, rotary, cache)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.norm(x)
@@ -235,18 +238,3 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotary
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-def _attend(queries: Tensor, keys: Tensor, values: Tensor, start: int, dropout: float) -> Tensor:
-    """Attention of n queries (B,h,n,D) to the `start` positions before them and, causally, to their own."""
-    count = queries.shape[2]
-    if start == 0:
-        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True, dropout_p=dropout)
-    if count > 1:
-        mask = torch.ones(count, start + count, dtype=torch.bool, device=queries.device).tril(start)
-        return F.scaled_dot_product_attention(queries, keys, values, mask, dropout)
-    if queries.dtype is torch.bfloat16 and queries.device.type == "cpu":
-        # PyTorch is slow with a single bf16 query on a CPU: float32 takes a third of the time, conversion included.
-        rows = (queries.float(), keys.float(), values.float())
-        return F.scaled_dot_product_attention(*rows, dropout_p=dropout).to(queries.dtype)
-    return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout)
