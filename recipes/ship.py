@@ -1,6 +1,6 @@
 """Round a trained world model to bfloat16, as it is shipped.
 
-    python recipes/ship.py --model runs/pusht-64/transformer/model --out runs/pusht-64/pusht-64
+    python recipes/ship.py --model runs/pusht-64/final/model --out runs/pusht-64/pusht-64
 
 The folder it writes is what lies in src/ivideogpt/models/.
 """
