@@ -20,9 +20,9 @@ from ivideogpt.errors import CheckpointError, ConfigError, OutputError, ShapeErr
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
-from ivideogpt.training import checkpoint
 from ivideogpt.training.run import train_tokenizer
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
+from tests.training.states import same, saved
 
 Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]
@@ -51,16 +51,6 @@ def learner_of(config: Any, **changes: Any) -> TokenizerLearner:
 
 def total(losses: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(losses.values())).sum()
-
-
-def saved(out: Path) -> dict[str, Tensor]:
-    found = checkpoint.load_state(out)
-    assert found is not None
-    return found[1]
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # Where a training starts

@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ivideogpt import CompressiveTokenizer, TokenLayout, VideoTransformer, WorldModel, hub
 from ivideogpt.errors import CheckpointError, ConfigError, EpisodeError
-from ivideogpt.training import checkpoint
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import train_transformer
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner, embed_codes, transformer_losses
 from ivideogpt.training.transformer import make_transformer as transformer_to_train
+from tests.training.states import same, saved
 
 Make = Callable[..., Any]
 Settings = Callable[..., Any]
@@ -39,16 +38,6 @@ def batch_of(layout: TokenLayout, count: int = 3, frames: int = 5, actions: int 
         actions=None if actions is None else torch.rand(count, frames, actions, generator=generator),
         rewards=5 * torch.randn(count, frames, generator=generator),
     )
-
-
-def saved(out: Path) -> dict[str, Tensor]:
-    found = checkpoint.load_state(out)
-    assert found is not None
-    return found[1]
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture
