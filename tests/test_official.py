@@ -151,6 +151,15 @@ def test_refuses_what_the_official_layout_cannot_hold(
     assert not list(tmp_path.iterdir()), "nothing half-written stays"
 
 
+def test_refuses_a_place_embedding(make_tokenizer: MakeTokenizer, make_transformer: Any, tmp_path: Path) -> None:
+    tokenizer = expressible(make_tokenizer)
+    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout, place_embedding=True))
+    with pytest.raises(CheckpointError, match="no place for place_embedding = True"):
+        model.save_pretrained(tmp_path / "official", layout="official")
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
+    model.save_pretrained(tmp_path / "native")
+
+
 def set_field(file: str, **changes: Any) -> Change:
     """Change fields of a configuration; `...` removes one."""
 

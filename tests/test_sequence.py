@@ -136,6 +136,16 @@ def test_actions_and_rewards_sit_at_the_ends_of_their_frame(layout: TokenLayout,
 
 
 @any_layout
+def test_every_frame_has_the_same_places(layout: TokenLayout, future: int) -> None:
+    places = layout.places(layout.context_frames + future).tolist()
+    context = list(range(layout.context_tokens))
+    s1, s2 = layout.place_count - 2, layout.place_count - 1
+    expected = context + (layout.context_frames - 1) * [s1, *context] + future * [s2, *layout.dynamics_places]
+    assert places == expected
+    assert sorted({*context, *layout.dynamics_places, s1, s2}) == list(range(layout.place_count))
+
+
+@any_layout
 def test_labels_begin_after_the_first_slot(layout: TokenLayout, future: int) -> None:
     tokens = layout.assemble(*random_codes(layout, future))
     labels = layout.labels(tokens)

@@ -62,14 +62,17 @@ def recomputed(
     return torch.tensor(row), torch.stack(rewards) if rewards else None
 
 
-@pytest.mark.parametrize("reward", [False, True])
-@pytest.mark.parametrize("action_dim", [None, A])
+@pytest.mark.parametrize(
+    ("reward", "action_dim", "place_embedding"),
+    [(False, None, False), (False, A, True), (True, None, True), (True, A, False)],
+)
 @pytest.mark.parametrize("branches", [1, 2])
 def test_cached_imagination_is_full_recomputation(
     make_world_model: MakeWorldModel, make_frames: MakeFrames, actions: Tensor,
-    reward: bool, action_dim: int | None, branches: int,
+    reward: bool, action_dim: int | None, place_embedding: bool, branches: int,
 ) -> None:  # fmt: skip
-    model, context = make_world_model(reward=reward, action_dim=action_dim), make_frames(2, 2)
+    model = make_world_model(reward=reward, action_dim=action_dim, place_embedding=place_embedding)
+    context = make_frames(2, 2)
     sampling = SamplingConfig(temperature=1.3, top_k=20)
     session = model.start(context, branches, seed=[7, 8], sampling=sampling)
     steps = []

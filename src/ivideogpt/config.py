@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -148,6 +148,10 @@ class TransformerConfig(Config):
     """Base of the rotary position embedding."""
     norm_eps: float = Field(1e-6, gt=0)
     """Epsilon of the RMS normalisation."""
+    place_embedding: bool = False
+    """Whether every token also gets a learned embedding of its place within its frame. The paper's model has none: it
+    must work out from rotary positions, which tell distances in the sequence, which tokens lie at the same spot of
+    context and future grids. A small model learns several times faster with it."""
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on attention weights in training."""
     action_dim: int | None = Field(None, ge=1)
@@ -178,6 +182,19 @@ class SamplingConfig(Config):
     """Divides the logits; 0 takes the most likely token."""
     top_k: int = Field(100, ge=0)
     """Only the k most likely tokens are drawn; 0 for all."""
+
+
+class LossWeights(NamedTuple):
+    """What is added to the paper's plain L1 where there is no perceptual loss."""
+
+    motion: float = 0.0
+    """Extra weight of pixels that change within the segment."""
+    rarity: float = 0.0
+    """Extra weight of pixels whose colour is rare in the segment."""
+    mse: float = 0.0
+    """Weight of the squared error beside the L1."""
+    rest: float = 0.0
+    """Weight of the loss that gives unchanged patches one code."""
 
 
 class TrainingConfig(Config):
@@ -275,6 +292,12 @@ class TokenizerTrainingConfig(TrainingConfig):
     mse_weight: float | None = Field(None, ge=0)
     """Weight of the squared error, with the same extra weight of moving pixels; L1 alone is slow to find thin shapes.
     Left out: 0, the paper's, with a perceptual loss, else 4."""
+    rarity_weight: float | None = Field(None, ge=0)
+    """Extra weight of pixels whose colour is rare in the segment, so that small things survive where they pass over
+    others. Left out: 0, the paper's, with a perceptual loss, else 8."""
+    rest_weight: float | None = Field(None, ge=0)
+    """Weight of the loss that gives patches that look as in the last context frame one code, which makes the tokens
+    predictable. Left out: 0, the paper's, with a perceptual loss, else 0.1."""
     vgg16_weights: Path | None = None
     """torchvision VGG16 state dict for the perceptual loss (LPIPS); without it the perceptual loss is left out."""
     lpips_heads: Path | None = None
@@ -299,12 +322,11 @@ class TokenizerTrainingConfig(TrainingConfig):
         return self
 
     @property
-    def pixel_weights(self) -> tuple[float, float]:
-        """`motion_weight` and `mse_weight`, decided where they were left out."""
-        perceptual = self.vgg16_weights is not None
-        motion = self.motion_weight if self.motion_weight is not None else 0.0 if perceptual else 6.0
-        mse = self.mse_weight if self.mse_weight is not None else 0.0 if perceptual else 4.0
-        return motion, mse
+    def loss_weights(self) -> LossWeights:
+        """`motion_weight`, `rarity_weight`, `mse_weight` and `rest_weight`, decided where they were left out."""
+        usual = LossWeights() if self.vgg16_weights is not None else LossWeights(motion=6, rarity=8, mse=4, rest=0.1)
+        given = {name: getattr(self, f"{name}_weight") for name in LossWeights._fields}
+        return usual._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 class TransformerTrainingConfig(TrainingConfig):

@@ -192,7 +192,15 @@ def transformer_from_official(config: Json, weights: Weights, layout: TokenLayou
 
 
 def transformer_to_official(config: TransformerConfig, weights: Weights) -> tuple[Json, Weights]:
-    """Our transformer configuration and tensors -> official."""
+    """Our transformer configuration and tensors -> official.
+
+    Raises:
+        CheckpointError: the official layout cannot express this transformer.
+    """
+    if config.place_embedding:
+        raise CheckpointError(
+            "the official layout has no place for place_embedding = True (only False). Save in the native layout."
+        )
     official = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,

@@ -65,7 +65,13 @@ def medium() -> TransformerConfig:
 def nano() -> TransformerConfig:
     """A transformer that two CPU cores can train, on the tokens of `nano-64`."""
     return TransformerConfig(
-        layers=6, heads=4, hidden=256, feed_forward=768, layout=nano_64().layout, attention_dropout=0.0
+        layers=6,
+        heads=4,
+        hidden=256,
+        feed_forward=768,
+        layout=nano_64().layout,
+        place_embedding=True,
+        attention_dropout=0.0,
     )
 
 

@@ -144,6 +144,32 @@ class TokenLayout:
         """(F,) positions whose hidden state predicts a reward: the last token of each future frame."""
         return self.future_slot_positions(frames) + self.dynamics_tokens
 
+    # Places: where a token sits within its own frame, whichever frame that is
+
+    @property
+    def place_count(self) -> int:
+        """Number of places: N context cells, M dynamics cells, S1 and S2, in this order."""
+        return self.context_tokens + self.dynamics_tokens + 2
+
+    @property
+    def dynamics_places(self) -> range:
+        """Places of the tokens of a future frame."""
+        return range(self.context_tokens, self.context_tokens + self.dynamics_tokens)
+
+    @property
+    def future_slot_place(self) -> int:
+        """Place of S2."""
+        return self.place_count - 1
+
+    def places(self, frames: int) -> Tensor:
+        """(L,) the place of every position."""
+        places = torch.empty(self.length(frames), dtype=torch.int64)
+        places[self.context_positions()] = torch.arange(self.context_tokens)
+        places[self.context_slot_positions()] = self.place_count - 2
+        places[self.future_slot_positions(frames)] = self.future_slot_place
+        places[self.dynamics_positions(frames)] = torch.tensor(self.dynamics_places)
+        return places
+
     # Sequences
 
     def assemble(self, context: Tensor, dynamics: Tensor) -> Tensor:

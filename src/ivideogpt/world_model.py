@@ -292,7 +292,7 @@ class Session:
         entropies: list[Tensor] = []
         for i in range(self.layout.dynamics_tokens):
             if i > 0:
-                hidden = self._read(transformer.embedding(sampled[-1])[:, None])
+                hidden = self._read(self._dynamics(sampled[-1], i - 1))
             code, entropy = sample(transformer.dynamics_logits(hidden), uniform[:, i], self.sampling)
             sampled.append(code + self.layout.dynamics_ids.start)
             entropies.append(entropy)
@@ -320,13 +320,14 @@ class Session:
         prefix = layout.assemble(codes, no_future)
         capacity = layout.prefix_length + layout.frame_length * self.horizon
         shared = transformer.new_cache(self.contexts, capacity if self.branches == 1 else layout.prefix_length)
-        transformer.hidden_states(transformer.embedding(prefix), shared)
+        transformer.hidden_states(transformer.embed(prefix, None), shared)
         return shared if self.branches == 1 else shared.repeated(self.branches, capacity)
 
     def _slot(self, action: Tensor | None) -> Tensor:
         """Embedding (rows, 1, H) of the S2 slot with its action."""
         transformer = self.model.transformer
-        slot = transformer.embedding.weight[self.layout.future_slot].expand(self.rows, 1, -1)
+        slots = torch.full((self.rows, 1), self.layout.future_slot, device=self.model.device)
+        slot = transformer.embed_tokens(slots, self.layout.future_slot_place)
         if action is None:
             return slot
         expected = (self.rows, transformer.config.action_dim)
@@ -337,10 +338,14 @@ class Session:
             raise ShapeError(f"the action of row {int((~finite).nonzero()[0])} is not finite. Mend it and step again.")
         return slot + transformer.embed_actions(action.to(slot.device))[:, None].to(slot.dtype)
 
+    def _dynamics(self, token: Tensor, number: int) -> Tensor:
+        """Embedding (rows, 1, H) of token ids (rows,), the `number`-th of their frame."""
+        return self.model.transformer.embed_tokens(token, self.layout.dynamics_places[number])[:, None]
+
     def _read(self, x: Tensor) -> Tensor:
         """Read embeddings (rows, n, H), after a token still unread; hidden state (rows, H) of the last one."""
         if self._unread is not None:
-            x = torch.cat([self.model.transformer.embedding(self._unread)[:, None], x], dim=1)
+            x = torch.cat([self._dynamics(self._unread, -1), x], dim=1)
             self._unread = None
         return self.model.transformer.hidden_states(x, self._cache)[:, -1]
 
@@ -349,7 +354,7 @@ class Session:
         transformer = self.model.transformer
         if transformer.reward_head is None or self._unread is None:
             return None
-        last = transformer.embedding(self._unread)[:, None]
+        last = self._dynamics(self._unread, -1)
         self._unread = None
         reward = transformer.rewards(self._read(last))
         assert reward is not None, "there is a reward head"

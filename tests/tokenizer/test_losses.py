@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from ivideogpt.config import LossWeights
 from ivideogpt.tokenizer import Reconstruction
-from ivideogpt.tokenizer.losses import perceptual_losses, pixel_motion, reconstruction_losses
+from ivideogpt.tokenizer.losses import (
+    perceptual_losses,
+    pixel_motion,
+    pixel_rarity,
+    reconstruction_losses,
+    rest_loss,
+)
 
 B, T, CONTEXT, SIZE = 2, 5, 2, 8
 
@@ -49,20 +58,20 @@ def test_plain_l1(output: Reconstruction, frames: Tensor, all_real: Tensor) -> N
 
 def test_motion_weight_zero_is_plain_l1(output: Reconstruction, frames: Tensor, all_real: Tensor) -> None:
     plain = reconstruction_losses(output, frames, all_real)
-    weighted = reconstruction_losses(output, frames, all_real, motion_weight=0.0)
+    weighted = reconstruction_losses(output, frames, all_real, LossWeights(motion=0.0))
     assert plain == weighted
 
 
 def test_nothing_moves_nothing_weighs_more(output: Reconstruction, frames: Tensor, all_real: Tensor) -> None:
     still = frames[:, :1].expand_as(frames)
     plain = reconstruction_losses(output, still, all_real)
-    weighted = reconstruction_losses(output, still, all_real, motion_weight=4.0)
+    weighted = reconstruction_losses(output, still, all_real, LossWeights(motion=4.0))
     for name, loss in plain.items():
         torch.testing.assert_close(weighted[name], loss)
 
 
 def test_motion_weight_pixel_by_pixel(output: Reconstruction, frames: Tensor, all_real: Tensor) -> None:
-    losses = reconstruction_losses(output, frames, all_real, motion_weight=4.0)
+    losses = reconstruction_losses(output, frames, all_real, LossWeights(motion=4.0))
     for name, made, part in [
         ("l1_context", output.context, slice(None, CONTEXT)),
         ("l1_future", output.future, slice(CONTEXT, None)),
@@ -76,8 +85,8 @@ def test_motion_weight_pixel_by_pixel(output: Reconstruction, frames: Tensor, al
 def test_squared_error_beside_the_l1(
     output: Reconstruction, frames: Tensor, all_real: Tensor, motion_weight: float
 ) -> None:
-    losses = reconstruction_losses(output, frames, all_real, motion_weight, mse_weight=3.0)
-    plain = reconstruction_losses(output, frames, all_real, motion_weight)
+    losses = reconstruction_losses(output, frames, all_real, LossWeights(motion=motion_weight, mse=3.0))
+    plain = reconstruction_losses(output, frames, all_real, LossWeights(motion=motion_weight))
     assert {name: losses.pop(name) for name in plain} == plain, "the other losses are as without it"
     weight = (1 + motion_weight * (frames.amax(1) - frames.amin(1)).amax(1))[:, None, None]
     assert set(losses) == {"mse_context", "mse_future"}
@@ -99,12 +108,52 @@ def test_motion_is_where_an_object_was_or_is() -> None:
     assert torch.equal(motion[0, 0, 0], expected)
 
 
+def test_a_rare_colour_weighs_more() -> None:
+    frames = torch.ones(1, 2, 3, 8, 8)
+    frames[0, 1, :, 2, 3] = torch.tensor([0.0, 0.0, 1.0])  # 1 pixel of 128 is blue
+    rarity = pixel_rarity(frames)
+    assert rarity.shape == (1, 2, 1, 8, 8)
+    blue, white = 1 / (1 + (1 / 128) / 0.005), 1 / (1 + (127 / 128) / 0.005)
+    expected = torch.full((1, 2, 1, 8, 8), white)
+    expected[0, 1, 0, 2, 3] = blue
+    torch.testing.assert_close(rarity, expected)
+
+
+def test_rarity_weight_pixel_by_pixel(output: Reconstruction, frames: Tensor, all_real: Tensor) -> None:
+    losses = reconstruction_losses(output, frames, all_real, LossWeights(motion=4.0, rarity=2.0))
+    weight = 1 + 4 * pixel_motion(frames) + 2 * pixel_rarity(frames)
+    expected = ((output.future - frames[:, CONTEXT:]).abs() * weight[:, CONTEXT:]).mean()
+    torch.testing.assert_close(losses["l1_future"], expected)
+
+
+def test_only_patches_without_change_come_to_rest(output: Reconstruction, all_real: Tensor) -> None:
+    frames = torch.full((B, T, 3, SIZE, SIZE), 0.5)
+    frames[:, 0] = 0.0  # what came before the last context frame does not matter
+    frames[0, 2, 1, 5, 6] += 0.1  # row 0, first future frame: one pixel of the last patch
+    frames[1, 3] += 0.01  # row 1: a trace of noise is no change
+    mask = all_real.clone()
+    mask[1, 4] = False
+    vectors = torch.randn(B, T - CONTEXT, 4, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    loss = rest_loss(dataclasses.replace(output, dynamics_vectors=vectors), frames, mask)
+    still = torch.ones(B, T - CONTEXT, 4, dtype=torch.bool)
+    still[0, 0, 3] = False
+    still[1, 2] = False
+    torch.testing.assert_close(loss, vectors[still].square().mean())
+    assert torch.equal(torch.autograd.grad(loss, vectors)[0].any(-1), still)
+
+
+def test_nothing_at_rest(output: Reconstruction, all_real: Tensor) -> None:
+    frames = torch.zeros(B, T, 3, SIZE, SIZE)
+    frames[:, CONTEXT:] = 1.0
+    assert rest_loss(dataclasses.replace(output, dynamics_vectors=torch.ones(B, 3, 4, 6)), frames, all_real) == 0
+
+
 @pytest.mark.parametrize("motion_weight", [0.0, 4.0])
 def test_padding_does_not_count(output: Reconstruction, frames: Tensor, all_real: Tensor, motion_weight: float) -> None:
     frames[1, 4] = frames[1, 3]  # padding repeats the last frame
     mask = all_real.clone()
     mask[1, 4] = False
-    losses = reconstruction_losses(output, frames, mask, motion_weight)
+    losses = reconstruction_losses(output, frames, mask, LossWeights(motion=motion_weight))
     weight = 1 + motion_weight * (frames.amax(1) - frames.amin(1)).amax(1)
     errors = (output.future - frames[:, CONTEXT:]).abs() * weight[:, None, None]
     real = torch.cat([errors[0].flatten(), errors[1, :2].flatten()])

@@ -98,15 +98,17 @@ PAPERS_LOSSES = {"l1_context", "l1_future", "commitment_context", "commitment_dy
 
 
 def test_loss_names(tokenizer_settings: Settings) -> None:
-    assert set(learner_of(tokenizer_settings(mse_weight=0.0)).losses(batch_of(), step=0)) == PAPERS_LOSSES
+    assert (
+        set(learner_of(tokenizer_settings(mse_weight=0.0, rest_weight=0.0)).losses(batch_of(), step=0)) == PAPERS_LOSSES
+    )
     losses = learner_of(tokenizer_settings()).losses(batch_of(), step=0)
-    assert set(losses) == {*PAPERS_LOSSES, "mse_context", "mse_future"}  # there is no perceptual loss
+    assert set(losses) == {*PAPERS_LOSSES, "mse_context", "mse_future", "rest"}  # there is no perceptual loss
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     total(losses).backward()
 
 
 def test_padded_frames_do_not_count(tokenizer_settings: Settings) -> None:
-    learner = learner_of(tokenizer_settings(motion_weight=0.0))
+    learner = learner_of(tokenizer_settings(motion_weight=0.0, rarity_weight=0.0))
     learner.model.eval()
     padded, black = batch_of(padded=1), batch_of(padded=1)
     black.frames[:, -1] = 0

@@ -17,7 +17,7 @@ from ivideogpt.errors import CheckpointError, ConfigError, EpisodeError
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import train_transformer
 from ivideogpt.training.tokens import TokenBatch
-from ivideogpt.training.transformer import TransformerLearner, embed_codes, transformer_losses
+from ivideogpt.training.transformer import TransformerLearner, transformer_losses
 from ivideogpt.training.transformer import make_transformer as transformer_to_train
 from tests.training.states import same, saved
 
@@ -341,24 +341,3 @@ def test_resuming_with_another_tokenizer_is_refused(
     hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(other.config, dict(other.state_dict()))), overwrite=True)
     with pytest.raises(CheckpointError, match="has changed since this run began"):
         list(train_transformer(transformer_settings(resume=True)))
-
-
-def test_codes_that_look_alike_start_alike() -> None:
-    tokenizer = CompressiveTokenizer.from_preset(
-        "micro-16",
-        quantizer="fsq",
-        context_codes=64,
-        dynamics_codes=64,
-        context_levels=(4, 4, 4),
-        dynamics_levels=(4, 4, 4),
-    )
-    model = VideoTransformer.from_preset("micro", layout=tokenizer.layout, hidden=256, heads=2)
-    slots, scale = model.embedding.weight[model.layout.context_slot :].clone(), float(model.embedding.weight.std())
-    embed_codes(model, tokenizer)
-    ids = model.layout.dynamics_ids
-    assert torch.equal(model.embedding.weight[model.layout.context_slot :], slots)
-    for table in (model.embedding.weight, model.head.weight):
-        codes = table[ids.start : ids.stop].detach()
-        assert float(codes.std()) == pytest.approx(scale, rel=0.1)
-        likeness = F.normalize(codes) @ F.normalize(codes).T
-        assert likeness[0, 1] > 0.5 > abs(likeness[0, 63])  # one level apart; opposite corners

@@ -142,15 +142,19 @@ def _with_next_frame(model: WorldModel, tokens: Tensor, actions: Tensor, streams
     """Tokens (B,L) of whole frames -> one more future frame behind them, with a cache that is then thrown away."""
     transformer, layout = model.transformer, model.transformer.layout
     tokens = F.pad(tokens, (0, 1), value=layout.future_slot)
-    slots = layout.action_positions(layout.context_frames + actions.shape[1]).to(tokens.device)
-    x = transformer.embedding(tokens).index_add(1, slots, transformer.embed_actions(actions))
+    frames = layout.context_frames + actions.shape[1]
+    slots = layout.action_positions(frames).to(tokens.device)
+    places = layout.places(frames).to(tokens.device)
+    x = transformer.embed_tokens(tokens, places[: tokens.shape[1]]).index_add(
+        1, slots, transformer.embed_actions(actions)
+    )
     cache = transformer.new_cache(len(tokens), tokens.shape[1] + layout.dynamics_tokens)
     uniform = streams.draw(layout.dynamics_tokens)
     for i in range(layout.dynamics_tokens):
         logits = _legal(transformer.head(transformer.hidden_states(x, cache)[:, -1]), transformer)
         chosen, _ = sample(logits, uniform[:, i], model.sampling)
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
-        x = transformer.embedding(chosen)[:, None]
+        x = transformer.embed_tokens(chosen, layout.dynamics_places[i])[:, None]
     return tokens
 
 

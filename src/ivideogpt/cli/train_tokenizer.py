@@ -21,11 +21,12 @@ def run(options: Options) -> None:
 
     config = TokenizerTrainingConfig(**options.model_dump(exclude={"as_json"}))
     if config.vgg16_weights is None:
-        motion, mse = config.pixel_weights
+        weights = config.loss_weights
         tell(
             "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
-            f"In its place, pixels that move weigh up to {1 + motion:g} times (--motion-weight), and the squared error "
-            f"counts {mse:g} times (--mse-weight)."
+            f"In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a rare "
+            f"colour up to {weights.rarity:g} more (--rarity-weight), and the squared error counts {weights.mse:g} "
+            "times (--mse-weight)."
         )
     figures = show_training("training the tokenizer", train_tokenizer(config), config)
     next_step = (

@@ -1,6 +1,7 @@
 """Losses of the tokenizer, by name. The training loop sums them once.
 
-Shapes: B videos, T frames, t context frames, H and W rows and columns.
+Shapes: B videos, T frames, t context frames, F = T - t future frames, M dynamics tokens a frame, D code width,
+H and W rows and columns.
 """
 
 from __future__ import annotations
@@ -8,12 +9,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ivideogpt.config import LossWeights
 from ivideogpt.tokenizer.compressive import Reconstruction
 from ivideogpt.tokenizer.perceptual import LPIPS
 
+PLAIN = LossWeights()
+"""The paper's: every pixel counts the same."""
+
+_STILL = 0.03  # a patch whose pixels all differ by less from the last context frame shows no change
+_COLOUR_LEVELS = 8  # levels of each channel that tell colours apart
+_COMMON_SHARE = 0.005  # a colour that fills this share of a segment is half rare
+
 
 def reconstruction_losses(
-    output: Reconstruction, frames: Tensor, mask: Tensor, motion_weight: float = 0.0, mse_weight: float = 0.0
+    output: Reconstruction, frames: Tensor, mask: Tensor, weights: LossWeights = PLAIN
 ) -> dict[str, Tensor]:
     """L1 of context and future frames and the quantizers' commitment losses (paper equation 2).
 
@@ -21,24 +30,42 @@ def reconstruction_losses(
         output: the tokenizer's output for `frames`.
         frames: (B,T,3,H,W) in [0,1].
         mask: (B,T) bool, False on padded frames, which do not count.
-        motion_weight: extra weight of pixels that change within the segment; 0 is the paper's plain L1.
-        mse_weight: weight of the squared error beside the L1; 0, the paper's, leaves it out.
+        weights: all 0 is the paper's loss.
     """
     t = output.context.shape[1]
     weight = mask[:, :, None, None, None].float()
-    if motion_weight:
-        weight = weight * (1 + motion_weight * pixel_motion(frames))
+    if weights.motion or weights.rarity:
+        weight = weight * (1 + weights.motion * pixel_motion(frames) + weights.rarity * pixel_rarity(frames))
     parts = {"context": (output.context, slice(None, t)), "future": (output.future, slice(t, None))}
     losses = {}
     for name, (made, part) in parts.items():
         error = made.float() - frames[:, part]
         values = (mask[:, part].sum() * error[0, 0].numel()).clamp(min=1)
         losses[f"l1_{name}"] = (error.abs() * weight[:, part]).sum() / values
-        if mse_weight:
-            losses[f"mse_{name}"] = mse_weight * (error.square() * weight[:, part]).sum() / values
+        if weights.mse:
+            losses[f"mse_{name}"] = weights.mse * (error.square() * weight[:, part]).sum() / values
     losses["commitment_context"] = output.commitment_context
     losses["commitment_dynamics"] = output.commitment_dynamics
     return losses
+
+
+def rest_loss(output: Reconstruction, frames: Tensor, mask: Tensor) -> Tensor:
+    """Pull what is quantized towards zero wherever a patch looks as it did in the last context frame.
+
+    Otherwise such a token is free to carry traces of what happens elsewhere, and flickers from frame to frame: bits
+    that the decoder hardly needs and the transformer cannot foresee. With it "nothing changed here" is one code, as
+    video codecs skip a block, and the tokens of a frame say where something moves.
+
+    Args:
+        output, frames, mask: as in `reconstruction_losses`.
+
+    Returns:
+        Scalar: the mean square of `output.dynamics_vectors` over unchanged patches of real frames.
+    """
+    t, tokens = output.context.shape[1], output.dynamics_vectors.shape[2]
+    change = (frames[:, t:] - frames[:, t - 1 : t]).abs().amax(dim=2)  # (B, F, H, W)
+    still = (_patch_maximum(change, tokens) < _STILL) & mask[:, t:, None]
+    return (output.dynamics_vectors.float().square().mean(-1) * still).sum() / still.sum().clamp(min=1)
 
 
 def perceptual_losses(output: Reconstruction, frames: Tensor, mask: Tensor, lpips: LPIPS) -> dict[str, Tensor]:
@@ -61,3 +88,27 @@ def pixel_motion(frames: Tensor) -> Tensor:
     """
     low, high = torch.aminmax(frames, dim=1, keepdim=True)
     return (high - low).amax(dim=2, keepdim=True)
+
+
+def pixel_rarity(frames: Tensor) -> Tensor:
+    """How rare each pixel's colour is in its segment, 0..1: (B,T,3,H,W) -> (B,T,1,H,W).
+
+    Small things have a colour of their own or an edge, and would otherwise drown in the background: 1 / (1 + s / 0.5 %)
+    for a colour, told apart to 3 bits a channel, that fills the share s of the segment.
+    """
+    digits = (frames * _COLOUR_LEVELS).long().clamp(0, _COLOUR_LEVELS - 1)
+    scale = digits.new_tensor([_COLOUR_LEVELS**2, _COLOUR_LEVELS, 1])[:, None, None]
+    colours = (digits * scale).sum(dim=2, keepdim=True)  # (B, T, 1, H, W)
+    flat = colours.flatten(1)
+    counts = frames.new_zeros(len(frames), _COLOUR_LEVELS**3).scatter_add_(
+        1, flat, torch.ones_like(flat, dtype=frames.dtype)
+    )
+    share = (counts / flat.shape[1]).gather(1, flat).view(colours.shape)
+    return 1 / (1 + share / _COMMON_SHARE)
+
+
+def _patch_maximum(values: Tensor, patches: int) -> Tensor:
+    """(B,F,H,W) -> (B,F,M): the largest value in each of a square number of equal patches."""
+    side = round(patches**0.5)
+    rows, columns = values.shape[2] // side, values.shape[3] // side
+    return values.unflatten(2, (side, rows)).unflatten(4, (side, columns)).amax(dim=(3, 5)).flatten(2)

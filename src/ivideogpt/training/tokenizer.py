@@ -22,7 +22,7 @@ from ivideogpt.tokenizer.discriminator import (
     generator_loss,
     hinge_discriminator_loss,
 )
-from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses
+from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, rest_loss
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.training import checkpoint
@@ -107,7 +107,9 @@ class TokenizerLearner:
         frames = batch.frames.float() / 255
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(frames)
-        losses = reconstruction_losses(output, frames, batch.mask, *self.config.pixel_weights)
+        losses = reconstruction_losses(output, frames, batch.mask, self.config.loss_weights)
+        if self.config.loss_weights.rest:
+            losses["rest"] = self.config.loss_weights.rest * rest_loss(output, frames, batch.mask)
         if self.lpips is not None:
             perceptual = perceptual_losses(output, frames, batch.mask, self.lpips)
             if self.adversary is not None:

@@ -19,12 +19,12 @@ from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.world_model import WorldModel, symlog
 
 _PICTURE_ROWS = 4
-_FEATURE_SCALE = 1.5  # how fast codes become strangers with the distance of their vectors, in standard deviations
 
 
 def make_transformer(
@@ -55,30 +55,8 @@ def make_transformer(
         shape = dict(transformer_preset(config.preset, layout))
         model = VideoTransformer(TransformerConfig.checked(**{**shape, **changes}))
         embed_codes(model, tokenizer)
+        embed_places(model)
         return model
-
-
-@torch.no_grad()
-def embed_codes(model: VideoTransformer, tokenizer: CompressiveTokenizer) -> None:
-    """Start embedding and head from the tokenizer's code vectors, so that codes that look alike start alike.
-
-    Each row becomes random cosine features of its code's vector (Rahimi and Recht, Random Features for Large-Scale
-    Kernel Machines, 2007), at the usual initial scale. What is learned about one code then holds for its neighbours,
-    and rare codes are not left at noise. Drawn with torch's global generator.
-    """
-    ids = model.layout.dynamics_ids
-    parts = [
-        (tokenizer.context_quantizer, range(ids.start)),
-        (tokenizer.dynamics_quantizer, ids),
-    ]
-    for table in (model.embedding.weight, model.head.weight):
-        for quantizer, rows in parts:
-            vectors = quantizer.lookup(torch.arange(len(rows))).float()
-            vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
-            directions = torch.randn(vectors.shape[1], table.shape[1]) * _FEATURE_SCALE / vectors.shape[1] ** 0.5
-            phases = torch.rand(table.shape[1]) * 2 * torch.pi
-            features = (vectors @ directions + phases).cos() * 2**0.5
-            table[rows.start : rows.stop] = features * table.std()
 
 
 class TransformerLearner:

@@ -95,6 +95,7 @@ class VideoTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.layout.vocabulary, config.hidden)
+        self.places = nn.Embedding(config.layout.place_count, config.hidden) if config.place_embedding else None
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
@@ -147,12 +148,17 @@ class VideoTransformer(nn.Module):
     def embed(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
         """Whole segments (B,L), with actions (B,T,A) added at their slots -> embeddings (B,L,H)."""
         frames = self.layout.frames(tokens.shape[1])
-        x = self.embedding(tokens)
+        x = self.embed_tokens(tokens, self.layout.places(frames).to(tokens.device))
         if actions is None:
             return x
         slots = self.layout.action_positions(frames).to(tokens.device)
         used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
         return x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
+
+    def embed_tokens(self, tokens: Tensor, places: Tensor | int) -> Tensor:
+        """Token ids (...) that stand at these places of their frames (`TokenLayout.places`) -> embeddings (..., H)."""
+        x = self.embedding(tokens)
+        return x if self.places is None else x + self.places.weight[places]
 
     def rewards(self, hidden: Tensor) -> Tensor | None:
         """Hidden states (..., H) of last tokens -> rewards (...) on the head's scale; None without a head."""
