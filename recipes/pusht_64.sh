@@ -12,30 +12,32 @@ continued() { if [ -e "$1/training.json" ]; then echo --resume; fi; }
 
 "$bin/ivideogpt" record pusht --episodes 1500 --out "$work/data" --resume
 
-# shellcheck disable=SC2046
-"$bin/ivideogpt" train tokenizer --data "$work/data" --out "$work/tokenizer" $(continued "$work/tokenizer") \
-  --preset nano-64 --steps 2800 --batch-size 8 --future-frames 4 --motion-weight 6 --mse-weight 4 \
-  --learning-rate 1e-3 --warmup 100 --schedule cosine --ema 0.99 \
-  --validate-every 400 --validation-batches 2 --save-every 400 --cache-mb 4096
+tokenizer() { # name, then what differs
+  local out=$work/$1
+  shift
+  # shellcheck disable=SC2046
+  "$bin/ivideogpt" train tokenizer --data "$work/data" --out "$out" $(continued "$out") --batch-size 8 \
+    --future-frames 4 --motion-weight 6 --mse-weight 4 --learning-rate 1e-3 --schedule cosine --ema 0.99 \
+    --validation-batches 2 --cache-mb 4096 "$@"
+}
 
-# The transformer first learns whole segments; then short ones, in which the step that is hard, from the context's
-# tokens to those of the first future frame, is half of the work instead of a fourteenth; then whole ones again.
+# First plain pixels; then the small things that were lost, and one code for patches in which nothing happens.
+tokenizer tokenizer-1 --preset nano-64 --steps 2800 --warmup 100 --rarity-weight 0 --rest-weight 0 \
+  --validate-every 400 --save-every 400
+tokenizer tokenizer-2 --start-from "$work/tokenizer-1/model" --steps 3600 --warmup 50 --seed 1 --rarity-weight 8 \
+  --rest-weight 0.1 --validate-every 300 --save-every 300
+
 transformer() { # name, then what differs
   local out=$work/$1
   shift
   # shellcheck disable=SC2046
   "$bin/ivideogpt" train transformer --data "$work/data" --out "$out" $(continued "$out") \
-    --tokenizer "$work/tokenizer/model" --schedule cosine --temperature 0.5 --validation-batches 2 --cache-mb 4096 "$@"
+    --tokenizer "$work/tokenizer-2/model" --schedule cosine --temperature 0.5 --cache-mb 4096 "$@"
 }
 
-transformer whole --preset nano --steps 1500 --batch-size 8 --cache-tokens 8000 --learning-rate 1e-3 --warmup 100 \
-  --ema 0.99 --validate-every 300 --save-every 200
-transformer short-1 --start-from "$work/whole/model" --segment-frames 4 --steps 420 --batch-size 16 \
-  --cache-tokens 6720 --learning-rate 7e-4 --warmup 20 --ema 0.98 --validate-every 140 --save-every 140
-transformer short-2 --start-from "$work/short-1/model" --segment-frames 4 --seed 1 --steps 600 --batch-size 16 \
-  --cache-tokens 9600 --learning-rate 1e-3 --warmup 20 --ema 0.98 --validate-every 300 --save-every 300
-transformer final --start-from "$work/short-2/model" --seed 2 --steps 160 --batch-size 8 \
-  --cache-tokens 1280 --learning-rate 5e-4 --warmup 10 --ema 0.95 --validate-every 160 --save-every 160
+# Short segments first: the hard step, from the context's tokens to those of the first future frame, is half of their
+# work, and a fourteenth of that of whole ones.
+TRANSFORMER_STAGES
 
 "$bin/python" recipes/ship.py --model "$work/final/model" --out "$work/pusht-64"
 "$bin/python" recipes/evaluate_pusht.py --model "$work/pusht-64" --out "$work/evaluation" --overwrite
