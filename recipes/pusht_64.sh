@@ -48,5 +48,5 @@ transformer middle 1000 8000 --start-from "$work/short/model" --segment-frames 8
 transformer whole 1500 6000 --start-from "$work/middle/model" --batch-size 8 --seed 2 \
   --learning-rate 8e-4 --warmup 30 --validate-every 200 --save-every 200
 
-"$bin/python" recipes/ship.py --model "$work/whole/model" --out "$work/pusht-64"
+"$bin/python" recipes/ship.py --model "$work/whole/model" --out "$work/pusht-64" --overwrite
 "$bin/python" recipes/evaluate_pusht.py --model "$work/pusht-64" --out "$work/evaluation" --overwrite

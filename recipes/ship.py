@@ -1,13 +1,14 @@
 """Round a trained world model to bfloat16, as it is shipped.
 
-    python recipes/ship.py --model runs/pusht-64/final/model --out runs/pusht-64/pusht-64
+    python recipes/ship.py --model runs/pusht-64/whole/model --out runs/pusht-64/pusht-64
 
-The folder it writes is what lies in src/ivideogpt/models/.
+The folder it writes is what lies in src/ivideogpt/models/, beside a model card.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ import tyro
 
 from ivideogpt import WorldModel
 from ivideogpt.cli.console import finish
+from ivideogpt.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,15 +26,21 @@ class Options:
     model: Path
     """A trained world model's folder."""
     out: Path
-    """Folder to write; replaced if it is there."""
+    """Folder to write."""
+    overwrite: bool = False
+    """Replace the model in a folder that is not empty."""
 
 
 def main(options: Options) -> None:
     world_model = WorldModel.from_pretrained(options.model)
-    world_model.save_pretrained(options.out, dtype=torch.bfloat16, overwrite=True)
+    world_model.save_pretrained(options.out, dtype=torch.bfloat16, overwrite=options.overwrite)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
     finish([(f"model, {size / 1e6:.1f} MB", options.out)], [f"ivideogpt info {options.out}"])
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

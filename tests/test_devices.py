@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivideogpt.devices import choose_device
+from ivideogpt import WorldModel
+from ivideogpt.devices import choose_device, wants_bf16
 from ivideogpt.errors import DeviceError
 
 
@@ -37,3 +38,18 @@ def test_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_names(name: str) -> None:
     with pytest.raises(DeviceError, match=r"Available: auto, cpu, cuda"):
         choose_device(name)
+
+
+def test_a_model_is_loaded_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_cuda(monkeypatch, 0)
+    assert WorldModel.from_pretrained("pusht-64", device="auto").device == torch.device("cpu")
+    with pytest.raises(DeviceError, match="'cuda' was asked for"):
+        WorldModel.from_pretrained("pusht-64", device="cuda")
+
+
+def test_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
+    assert wants_bf16("bf16", cpu) and not wants_bf16("float32", cuda)
+    for able in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
+        assert wants_bf16("auto", cuda) == able

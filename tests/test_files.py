@@ -177,7 +177,12 @@ def test_a_file_where_a_folder_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "disk is full"), (errno.EDQUOT, "disk is full"), (errno.EACCES, "no permission to write")],
+    [
+        (errno.ENOSPC, "disk is full"),
+        (errno.EDQUOT, "disk is full"),
+        (errno.EFBIG, "disk is full"),
+        (errno.EACCES, "no permission to write"),
+    ],
 )
 def test_errors_name_the_cause_and_the_place(tmp_path: Path, number: int, message: str) -> None:
     with pytest.raises(OutputError, match=message) as caught, readable_write_errors(tmp_path / "file"):

@@ -101,12 +101,14 @@ def test_half_precision_on_disk(model: WorldModel, tmp_path: Path) -> None:
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
-def test_finite_scalar_quantization_and_goal(make_tokenizer: Any, make_transformer: Any, tmp_path: Path) -> None:
+def test_finite_scalar_quantization_goal_and_places(make_tokenizer: Any, make_transformer: Any, tmp_path: Path) -> None:
     levels = {"context_codes": 20, "context_levels": (5, 4), "dynamics_codes": 24, "dynamics_levels": (4, 3, 2)}
     tokenizer = make_tokenizer(quantizer="fsq", **levels)
     layout = tokenizer.layout.__class__(2, 16, 4, 20, 24, goal=True)
-    model = WorldModel(tokenizer, make_transformer(layout=layout, reward=True, reward_symlog=True))
+    transformer = make_transformer(layout=layout, reward=True, reward_symlog=True, place_embedding=True)
+    model = WorldModel(tokenizer, transformer)
     again = WorldModel.from_pretrained(model.save_pretrained(tmp_path / "fsq"))
+    assert same_weights(model, again)
     assert again.tokenizer.config == model.tokenizer.config
     assert again.transformer.config == model.transformer.config
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ivideogpt import CompressiveTokenizer, WorldModel
+from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import CheckpointError
 from tests.reference.checkpoints import (
     made_up,
@@ -75,13 +76,14 @@ def test_plain_llama_names_without_actions(tmp_path: Path) -> None:
 
 
 def test_from_ours_to_official_and_back(make_tokenizer: MakeTokenizer, make_transformer: Any, tmp_path: Path) -> None:
-    tokenizer = expressible(make_tokenizer)
+    tokenizer = expressible(make_tokenizer, dropout=0.25)
     layout = dataclasses.replace(tokenizer.layout, goal=True)
     transformer = make_transformer(layout=layout, action_dim=2, reward=True, reward_symlog=True)
-    model = WorldModel(tokenizer, transformer)
+    model = WorldModel(tokenizer, transformer, SamplingConfig(temperature=0.5, top_k=7))
     again = WorldModel.from_pretrained(model.save_pretrained(tmp_path / "official", layout="official"))
     assert again.tokenizer.config == tokenizer.config
     assert again.transformer.config == transformer.config, "goal and symlog included"
+    assert again.sampling == model.sampling
     for name, weight in model.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name])
 

@@ -185,7 +185,7 @@ class SamplingConfig(Config):
 
 
 class LossWeights(NamedTuple):
-    """What is added to the paper's plain L1 where there is no perceptual loss."""
+    """What is added to the paper's plain L1: by default only where there is no perceptual loss."""
 
     motion: float = 0.0
     """Extra weight of pixels that change within the segment."""
@@ -233,7 +233,9 @@ class TrainingConfig(Config):
     action_key: str = "action"
     """Name of the actions inside an episode file."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Decides initial weights, the train/validation split, the batches and the dropout."""
+    """Decides initial weights, the batches and the dropout."""
+    split_seed: int = Field(0, ge=0, lt=2**32)
+    """Decides which episodes are held out for validation. Keep it where one training goes on from another."""
     workers: int = Field(0, ge=0)
     """Processes that prepare batches; 0 prepares them in the training process. The batches are the same."""
     cache_mb: int = Field(2048, ge=0)
@@ -334,8 +336,9 @@ class TransformerTrainingConfig(TrainingConfig):
 
     longest_default_warmup: ClassVar[int] = 5_000
 
-    tokenizer: str = "pusht-64"
-    """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id."""
+    tokenizer: str | None = None
+    """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id. Left out: that of `start_from`,
+    else that of pusht-64."""
     preset: str = "nano"
     """Transformer preset: nano, small, medium."""
     start_from: str | None = None
@@ -368,6 +371,11 @@ class TransformerTrainingConfig(TrainingConfig):
     """Sampling temperature written into the saved model."""
     top_k: int = Field(100, ge=0)
     """Sampling top-k written into the saved model; 0 for all."""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """`tokenizer`, decided where it was left out."""
+        return self.tokenizer or self.start_from or "pusht-64"
 
     @model_validator(mode="after")
     def _check_transformer(self) -> TransformerTrainingConfig:

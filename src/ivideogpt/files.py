@@ -112,7 +112,7 @@ def readable_write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"the disk is full: {path} could not be written, and what was there before is unchanged. "
                 "Free some space, then run the same command again."

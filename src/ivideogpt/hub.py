@@ -209,7 +209,8 @@ def _load_official(folder: Path) -> Checkpoint:
     config, weights = _read_json(path), _read_tensors(folder / official.TRANSFORMER_FILE)
     with _readable_configuration(path):
         transformer = official.transformer_from_official(config, weights, tokenizer[0].layout)
-    return Checkpoint(tokenizer=tokenizer, transformer=transformer)
+        sampling = SamplingConfig.checked(**config.get("sampling", {}))
+    return Checkpoint(tokenizer=tokenizer, transformer=transformer, sampling=sampling)
 
 
 def _write_native(folder: Path, checkpoint: Checkpoint) -> None:
@@ -235,6 +236,8 @@ def _write_official(folder: Path, checkpoint: Checkpoint) -> None:
     ]
     if checkpoint.transformer is not None:
         converted = official.transformer_to_official(*checkpoint.transformer)
+        if checkpoint.sampling != SamplingConfig():
+            converted[0]["sampling"] = _as_json(checkpoint.sampling)  # a field that the official code does not read
         parts.append((converted, official.TRANSFORMER_CONFIG, official.TRANSFORMER_FILE))
     for (config, weights), config_file, weights_file in parts:
         (folder / config_file).parent.mkdir(exist_ok=True)

@@ -84,6 +84,7 @@ _TRANSFORMER_VARIANT = [
     ("tie_word_embeddings", False),
     ("rope_scaling", None),
 ]
+_PAPERS_DROPOUT = 0.1  # of the cross-attention; a constant of the official code, not a field
 _EXPRESSIBLE = [
     ("quantizer", "vq"),
     ("stem_stride", 1),
@@ -110,6 +111,7 @@ def tokenizer_from_official(config: Json, weights: Weights) -> tuple[TokenizerCo
         patch_size=_field(config, "patch_size", where),
         context_frames=_field(config, "context_length", where),
         context_mid_attention=_field(config, "mid_block_add_attention", where),
+        dropout=config.get("dropout", _PAPERS_DROPOUT),
         context_codes=_field(config, "num_vq_embeddings", where),
         dynamics_codes=_field(config, "num_dyn_embeddings", where),
     )
@@ -154,6 +156,8 @@ def tokenizer_to_official(config: TokenizerConfig, weights: Weights) -> tuple[Js
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "vq_embed_dim": None,
     }
+    # A field of ours, which the official code does not read.
+    official |= {"dropout": config.dropout} if config.dropout != _PAPERS_DROPOUT else {}
     return official, {_tokenizer_name(name, to_ours=False): tensor for name, tensor in weights.items()}
 
 

@@ -73,6 +73,11 @@ class TokenLayout:
         return self.context_codes + self.dynamics_codes + 2
 
     @property
+    def context_ids(self) -> range:
+        """The ids that are legal inside a context frame."""
+        return range(self.context_codes)
+
+    @property
     def dynamics_ids(self) -> range:
         """The ids that are legal inside a future frame."""
         return range(self.context_codes, self.context_codes + self.dynamics_codes)
@@ -150,6 +155,11 @@ class TokenLayout:
     def place_count(self) -> int:
         """Number of places: N context cells, M dynamics cells, S1 and S2, in this order."""
         return self.context_tokens + self.dynamics_tokens + 2
+
+    @property
+    def context_places(self) -> range:
+        """Places of the tokens of a context frame."""
+        return range(self.context_tokens)
 
     @property
     def dynamics_places(self) -> range:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import SamplingConfig
+from ivideogpt.devices import choose_device
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import KeyValueCache, VideoTransformer
@@ -88,12 +89,14 @@ class WorldModel(nn.Module):
 
         Args:
             name: for example `"pusht-64"`.
-            device: where it runs.
+            device: where it runs: cpu, cuda, cuda:n or auto.
             dtype: precision of the weights; float32 where left out.
 
         Raises:
+            DeviceError: CUDA was asked for and is absent, or the name is unknown.
             CheckpointError: nothing there, or it is damaged or does not fit.
         """
+        device = choose_device(device) if isinstance(device, str) else device
         found = hub.load(name)
         if found.tokenizer is None or found.transformer is None:
             missing = "tokenizer" if found.tokenizer is None else "transformer"

@@ -6,15 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ivideogpt import WorldModel
+from ivideogpt import VideoTransformer, WorldModel
 from ivideogpt.benchmarks.generation import Size, random_model
 from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
 
 
-@pytest.fixture(scope="module")
-def model() -> WorldModel:
+@pytest.fixture(scope="module", params=["the paper's parts", "with a place embedding"])
+def model(request: pytest.FixtureRequest) -> WorldModel:
     torch.manual_seed(0)
-    return random_model(Size("micro-16", "micro", 2))
+    plain = random_model(Size("micro-16", "micro", 2))
+    if request.param == "the paper's parts":
+        return plain
+    placed = VideoTransformer.from_preset("micro", action_dim=2, place_embedding=True)
+    placed.load_state_dict(plain.transformer.state_dict(), strict=False)
+    return WorldModel(plain.tokenizer, placed)
 
 
 @pytest.fixture(scope="module")

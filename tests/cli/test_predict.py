@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
 from ivideogpt.cli.main import main
@@ -62,6 +64,19 @@ def test_json_stands_alone_on_stdout(
     assert figures["start"] == 1
 
 
+def test_other_keys_sizes_and_steps(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(episode) as archive:
+        frames, actions = archive["image"], archive["action"]
+    path = tmp_path / "other.npz"
+    np.savez(path, front=frames.repeat(2, axis=1).repeat(3, axis=2), command=actions)
+    words = ["--camera-key", "front", "--action-key", "command", "--step-size", "2", "--horizon", "2", "--json"]
+    assert predict(model, path, tmp_path / "out", *words) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["step_size"], figures["horizon"]) == (2, 2)
+
+
 def test_records_a_pusht_episode_on_the_spot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tokenizer = CompressiveTokenizer.from_preset("micro-16", resolution=64, stem_stride=4)
     model = WorldModel(tokenizer, VideoTransformer.from_preset("micro", action_dim=2))
@@ -102,6 +117,8 @@ def test_keeps_what_is_there_unless_told(
         (None, ["--horizon", "0"], "greater than or equal to 1"),
         (None, ["--temperature", "-1"], "greater than or equal to 0"),
         (None, ["--camera-key", "imag"], "Did you mean 'image'?"),
+        (None, ["--action-key", "actions"], "Did you mean 'action'?"),
+        (None, ["--step-size", "2"], "has 8 frames"),
         (None, ["--device", "gpu"], "unknown device"),
         (None, ["--model", "pusht-63"], "unknown model"),
     ],
@@ -119,6 +136,45 @@ def test_mistakes_are_named_and_nothing_is_written(
     assert predict(model, episode_given or episode, out, *more) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_damaged_episodes_are_named(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with np.load(episode) as archive:
+        frames, actions = archive["image"], archive["action"].copy()
+    actions[3, 1] = np.nan
+    uneven = np.empty(8, dtype=object)
+    uneven[:] = [frames[0], *frames[1:, :8]]
+    cut, nan, ragged = (tmp_path / f"{name}.npz" for name in ("cut", "nan", "ragged"))
+    cut.write_bytes(episode.read_bytes()[:900])
+    np.savez(nan, image=frames, action=actions)
+    np.savez(ragged, image=uneven, action=actions)
+    for path, message in ((cut, "truncated"), (nan, "actions row 3"), (ragged, "ragged.npz")):
+        assert predict(model, path, tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_models_are_named(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(model, tmp_path / "damaged")
+    file = tmp_path / "damaged" / "transformer.safetensors"
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    changes: dict[str, dict[str, torch.Tensor]] = {
+        "missing": {key: value for key, value in tensors.items() if key != name},
+        "1 extra (extra.weight)": {**tensors, "extra.weight": torch.zeros(2)},
+        "shape": {**tensors, name: torch.zeros(3)},
+    }
+    for message, content in changes.items():
+        save_file(content, file)
+        assert predict(tmp_path / "damaged", episode, tmp_path / "out") == 2
+        said = capsys.readouterr().err
+        assert message in said and "Traceback" not in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_actions_must_fit_the_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,7 @@ def test_from_episodes_to_a_model(
     assert train("tokenizer", data, first) == 0
     said = capsys.readouterr()
     assert "training without the perceptual loss" in said.err and "step 4, held-out episodes: psnr_context" in said.err
+    assert "step 4, codes of late: context_usage" in said.err
     assert f"--tokenizer {first}/model" in said.out  # what to try next
     more = ["--tokenizer", str(first / "model"), *cache]
     assert train("transformer", data, second, *more, "--json") == 0

@@ -11,7 +11,8 @@ import torch
 from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.data.episode import Episode
-from ivideogpt.errors import EpisodeError, ShapeError
+from ivideogpt.data.segment import fit_to_square
+from ivideogpt.errors import EpisodeError
 from ivideogpt.evaluation.prediction import (
     FrameScores,
     Prediction,
@@ -152,10 +153,31 @@ def test_episodes_that_do_not_fit_are_refused(world_model: WorldModel, episodes:
     wide = dataclasses.replace(episode, actions=np.zeros((12, 7), np.float32))
     with pytest.raises(EpisodeError, match="size 7; this model takes actions of size 2"):
         predict_episode(world_model, wide, horizon=3)
-    small = dataclasses.replace(episode, frames=episode.frames[:, ::2, ::2])
-    with pytest.raises(EpisodeError, match=r"\(32, 32\), \(64, 64\)"):
-        list(predict_episodes(world_model, [episode, small], horizon=3))
-    with pytest.raises(ShapeError, match="64"):
-        predict_episode(world_model, small, horizon=3)
-    with pytest.raises(EpisodeError, match="at least one episode"):
+    with pytest.raises(EpisodeError, match=r"has 12 frames.*needs 14"):
+        predict_episode(world_model, episode, start=5, horizon=3, step_size=2)
+    with pytest.raises(EpisodeError, match="there are 0 episodes to predict"):
         evaluate_episodes(world_model, [], horizon=3)
+
+
+def test_frames_of_any_size_are_fitted_to_the_model(world_model: WorldModel, episodes: list[Episode]) -> None:
+    wide = dataclasses.replace(episodes[1], frames=np.ascontiguousarray(episodes[1].frames[:, ::2].repeat(3, axis=2)))
+    whole, fitted = predict_episodes(world_model, [episodes[0], wide], horizon=3)
+    assert whole.real.shape == fitted.real.shape == (5, 3, 64, 64)
+    frames = torch.from_numpy(wide.frames[:5]).movedim(-1, 1)
+    assert torch.equal(fitted.real, fit_to_square(frames, 64))
+
+
+def test_steps_of_several_frames(world_model: WorldModel, episodes: list[Episode]) -> None:
+    prediction = predict_episode(world_model, episodes[0], start=1, horizon=3, step_size=2)
+    real = torch.from_numpy(episodes[0].frames[[1, 3, 5, 7, 9]]).movedim(-1, 1)
+    assert torch.equal(prediction.real, real)
+    assert episodes[0].actions is not None
+    every_second = dataclasses.replace(
+        episodes[0],
+        frames=episodes[0].frames[1::2],
+        actions=episodes[0].actions[1::2],
+        rewards=None,
+        states=None,
+    )
+    same = predict_episode(world_model, every_second, horizon=3)
+    assert torch.equal(prediction.imagined, same.imagined)

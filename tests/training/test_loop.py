@@ -131,6 +131,7 @@ def test_reports(tmp_path: Path) -> None:
     for report in reports:
         assert report.losses.keys() == {"square", "absolute", "loss"}
         assert report.losses["loss"] == pytest.approx(report.losses["square"] + report.losses["absolute"])
+        assert report.metrics == ({"answer": 42.0} if report.step in (2, 4, 6, 7) else {})
     assert reports[-1].losses["loss"] < reports[0].losses["loss"]
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from ivideogpt import CompressiveTokenizer, hub
-from ivideogpt.config import TokenizerConfig
+from ivideogpt.config import LossWeights, TokenizerConfig
 from ivideogpt.data.loader import Batch
+from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError, ShapeError
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
-from ivideogpt.training.run import train_tokenizer
+from ivideogpt.training.run import open_batches, train_tokenizer
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from tests.training.states import same, saved
 
@@ -105,6 +106,24 @@ def test_loss_names(tokenizer_settings: Settings) -> None:
     assert set(losses) == {*PAPERS_LOSSES, "mse_context", "mse_future", "rest"}  # there is no perceptual loss
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     total(losses).backward()
+
+
+def test_weights_that_stand_in_for_the_perceptual_loss(
+    tokenizer_settings: Settings, lpips_files: dict[str, Any]
+) -> None:
+    assert tokenizer_settings().loss_weights == LossWeights(motion=6.0, rarity=8.0, mse=4.0, rest=0.1)
+    assert tokenizer_settings(**lpips_files).loss_weights == LossWeights()
+    asked_for = {"motion_weight": 1.0, "rarity_weight": 2.0, "mse_weight": 3.0, "rest_weight": 4.0}
+    for files in ({}, lpips_files):
+        assert tokenizer_settings(**files, **asked_for).loss_weights == LossWeights(1.0, 2.0, 3.0, 4.0)
+
+
+def test_the_rest_loss_is_weighted(tokenizer_settings: Settings) -> None:
+    batch = batch_of()
+    batch.frames[:] = batch.frames[:, :1].clone()  # nothing moves
+    one, five = (learner_of(tokenizer_settings(rest_weight=weight)).losses(batch, 0)["rest"] for weight in (1.0, 5.0))
+    assert one > 0
+    torch.testing.assert_close(five, 5 * one)
 
 
 def test_padded_frames_do_not_count(tokenizer_settings: Settings) -> None:
@@ -218,6 +237,7 @@ def test_frozen_codebooks_stay_and_the_rest_learns(
     [
         {"revive_every": 2, "ema": 0.9, "accumulate": 2, "augment": "standard"},
         {"quantizer": "fsq", "goal": True, "context_frames": 1},
+        {"precision": "bf16", "workers": 1},
     ],
 )
 def test_resuming_is_bit_exact(
@@ -231,6 +251,22 @@ def test_resuming_is_bit_exact(
     assert same(saved(tmp_path / "whole"), saved(tmp_path / "run"))
     models = [hub.load_tokenizer(tmp_path / name / "model") for name in ("whole", "run")]
     assert same(models[0][1], models[1][1])
+
+
+def test_held_out_episodes_are_decided_by_a_seed_of_their_own(
+    tokenizer_settings: Settings, make_episodes: MakeEpisodes
+) -> None:
+    """So a training that goes on from another, with other batches, keeps the same episodes unseen."""
+    make_episodes(count=12)
+    spec = SegmentSpec(length=4, context_frames=2)
+
+    def parts(**seeds: int) -> list[list[int]]:
+        return [loader.indices for loader in open_batches(tokenizer_settings(**seeds), spec, 16, None)]
+
+    assert parts(seed=0) == parts(seed=5)
+    assert parts(split_seed=1) != parts(split_seed=2)
+    for training, held_out in (parts(seed=0), parts(split_seed=1)):
+        assert set(training) | set(held_out) == set(range(12)) and not set(training) & set(held_out)
 
 
 def test_actions_are_not_needed(tokenizer_settings: Settings, make_episodes: MakeEpisodes) -> None:

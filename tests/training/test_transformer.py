@@ -218,6 +218,29 @@ def test_fine_tuning_needs_the_same_tokens(
         transformer_to_train(config, make_tokenizer(dynamics_codes=64), None)
 
 
+def test_the_tokenizer_that_is_used(transformer_settings: Settings) -> None:
+    assert transformer_settings(tokenizer="mine", start_from="theirs").tokenizer_name == "mine"
+    assert transformer_settings(tokenizer=None, start_from="theirs").tokenizer_name == "theirs"
+    assert transformer_settings(tokenizer=None).tokenizer_name == "pusht-64"
+
+
+def test_fine_tuning_a_world_model_needs_no_word_on_its_tokenizer(
+    tmp_path: Path,
+    tokenizer: CompressiveTokenizer,
+    make_transformer: Make,
+    transformer_settings: Settings,
+    make_episodes: MakeEpisodes,
+) -> None:
+    start = make_transformer(place_embedding=True)
+    folder = save_model(tmp_path / "start", tokenizer, start)
+    config = transformer_settings(data=make_episodes(), tokenizer=None, start_from=folder, steps=2)
+    list(train_transformer(config))
+    trained = WorldModel.from_pretrained(config.out / "model")
+    assert same(dict(trained.tokenizer.state_dict()), dict(tokenizer.state_dict()))
+    assert trained.transformer.places is not None and start.places is not None
+    assert not torch.equal(trained.transformer.places.weight, start.places.weight)
+
+
 def test_settings_that_contradict_each_other(transformer_settings: Settings) -> None:
     with pytest.raises(ValueError, match="reward_symlog is set, but rewards is not"):
         transformer_settings(reward_symlog=True)
@@ -233,6 +256,7 @@ def test_settings_that_contradict_each_other(transformer_settings: Settings) -> 
     [
         {"ema": 0.9, "augment": "strong", "accumulate": 2},
         {"cache_tokens": 5, "rewards": True, "reward_symlog": True},
+        {"precision": "bf16", "workers": 1},
     ],
 )
 def test_resuming_is_bit_exact(

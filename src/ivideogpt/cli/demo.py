@@ -61,7 +61,7 @@ def run(options: Options) -> None:
     finish(
         wrote=[("page", page), ("figures", metrics), ("episodes and pictures", options.out)],
         next_steps=[
-            f"open {page}",
+            f"show {page} in a browser",
             f"ivideogpt predict --model {options.model} --episode pusht:900123",
             "ivideogpt record pusht --episodes 300 --out data/pusht",
             "ivideogpt train tokenizer --data data/pusht --out runs/tokenizer",

@@ -43,8 +43,12 @@ class Options(BaseOptions):
     """Divides the logits, 0 takes the most likely token; the model's own value where left out."""
     top_k: int | None = Field(None, ge=0)
     """Only the k most likely tokens are drawn, 0 for all; the model's own value where left out."""
+    step_size: int = Field(1, ge=1)
+    """Recorded frames from one frame of the prediction to the next, as in training."""
     camera_key: str = "image"
     """Key of the frames in the episode file."""
+    action_key: str = "action"
+    """Key of the actions in the episode file."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:n."""
     overwrite: bool = False
@@ -72,6 +76,7 @@ def run(options: Options) -> None:
         episode,
         start=options.start,
         horizon=options.horizon,
+        step_size=options.step_size,
         seed=options.seed,
         sampling=sampling,
     )
@@ -79,6 +84,7 @@ def run(options: Options) -> None:
         "model": options.model,
         "episode": options.episode,
         "start": options.start,
+        "step_size": options.step_size,
         "seed": options.seed,
         "sampling": sampling.model_dump(),
         **prediction.metrics,
@@ -109,8 +115,9 @@ def _episode(options: Options, world_model: WorldModel) -> Episode:
     seed = _pusht_seed(options.episode)
     if seed is None:
         takes_actions = world_model.transformer.config.action_dim is not None
-        return read_episode(options.episode, options.camera_key, "action" if takes_actions else None)
-    length = options.start + world_model.tokenizer.config.context_frames + options.horizon
+        return read_episode(options.episode, options.camera_key, options.action_key if takes_actions else None)
+    frames = world_model.tokenizer.config.context_frames + options.horizon
+    length = options.start + options.step_size * (frames - 1) + 1
     return pusht_episode(seed, length)
 
 

@@ -25,8 +25,9 @@ def run(options: Options) -> None:
         tell(
             "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
             f"In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a rare "
-            f"colour up to {weights.rarity:g} more (--rarity-weight), and the squared error counts {weights.mse:g} "
-            "times (--mse-weight)."
+            f"colour up to {weights.rarity:g} more (--rarity-weight), the squared error counts {weights.mse:g} "
+            f"times (--mse-weight), and patches without change are drawn to one code with weight {weights.rest:g} "
+            "(--rest-weight)."
         )
     figures = show_training("training the tokenizer", train_tokenizer(config), config)
     next_step = (

@@ -11,6 +11,8 @@ from ivideogpt.config import TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import CacheReport
 
+_OF_CODES = ("_usage", "_perplexity", "_revived")
+
 
 def show_training(
     title: str, reports: Iterator[StepReport | CacheReport] | Iterator[StepReport], config: TrainingConfig
@@ -27,10 +29,10 @@ def show_training(
     with progress(title, config.steps, "step", done=first.step - 1) as bar:
         for step in _chained(first, reports):
             trained += 1
-            figures = {**figures, **step.losses}
+            figures = {**figures, **step.losses, **step.metrics}
             if step.validation:
                 figures["held_out"] = step.validation
-            _show_step(bar, step)
+            _show_step(bar, step, figures)
     seconds = time.monotonic() - start
     return {"steps": config.steps, "steps_trained_now": trained, "seconds": round(seconds, 1), **figures}
 
@@ -63,12 +65,15 @@ def _show_cache(
     return None
 
 
-def _show_step(bar: Progress, step: StepReport) -> None:
+def _show_step(bar: Progress, step: StepReport, figures: dict[str, Any]) -> None:
     losses = "  ".join(f"{name} {value:.4f}" for name, value in step.losses.items() if value)
     bar.update(step.step, losses)
     if step.validation:
         held_out = "  ".join(f"{name} {value:.4g}" for name, value in step.validation.items())
         tell(f"step {step.step}, held-out episodes: {held_out}")
+        codes = "  ".join(f"{name} {value:.4g}" for name, value in figures.items() if name.endswith(_OF_CODES))
+        if codes:
+            tell(f"step {step.step}, codes of late: {codes}")
 
 
 def _chained(first: StepReport, rest: Iterator[Any]) -> Iterator[StepReport]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
 from ivideogpt.data.episode import Episode
+from ivideogpt.data.segment import fit_to_square
 from ivideogpt.errors import EpisodeError
 from ivideogpt.evaluation.frame_metrics import psnr, ssim
 from ivideogpt.evaluation.pusht_probe import Objects, probe_objects, stack_objects
@@ -95,6 +96,7 @@ def predict_episode(
     *,
     start: int = 0,
     horizon: int = 14,
+    step_size: int = 1,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
 ) -> Prediction:
@@ -102,17 +104,21 @@ def predict_episode(
 
     Args:
         world_model: the model.
-        episode: frames of the model's resolution, with actions where the model takes them.
+        episode: frames of any size (they are cropped and resized as in training), with actions where the model takes
+            them.
         start: first context frame.
         horizon: future frames F, at least 1.
+        step_size: recorded frames from one frame of the prediction to the next, as in training.
         seed: decides every draw.
         sampling: how tokens are drawn; the model's own way where left out.
 
     Raises:
         EpisodeError: too few frames, or actions that the model cannot take.
-        ShapeError: frames of another size than the model's, or a horizon that is too long for it.
+        ShapeError: a horizon that is too long for the model.
     """
-    [prediction] = predict_episodes(world_model, [episode], start=start, horizon=horizon, seed=seed, sampling=sampling)
+    [prediction] = predict_episodes(
+        world_model, [episode], start=start, horizon=horizon, step_size=step_size, seed=seed, sampling=sampling
+    )
     return prediction
 
 
@@ -122,6 +128,7 @@ def predict_episodes(
     *,
     start: int = 0,
     horizon: int = 14,
+    step_size: int = 1,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
     batch_size: int = 8,
@@ -131,7 +138,7 @@ def predict_episodes(
     Episode i draws from the stream of seed + i, so its future does not depend on the batch; its shuffled actions are
     those of another episode. Arguments and errors as in `predict_episode`.
     """
-    segments = _cut_segments(world_model, episodes, start, horizon, seed)
+    segments = _cut_segments(world_model, episodes, start, horizon, step_size, seed)
     for first in range(0, len(episodes), batch_size):
         batch = segments.part(first, batch_size)
         seeds = [seed + first + i for i in range(len(batch.frames))]
@@ -236,29 +243,34 @@ def shuffle_actions(actions: Tensor, used: range, seed: int) -> Tensor | None:
     return shuffled
 
 
-def _cut_segments(world_model: WorldModel, episodes: Sequence[Episode], start: int, horizon: int, seed: int) -> _Batch:
+def _cut_segments(
+    world_model: WorldModel, episodes: Sequence[Episode], start: int, horizon: int, step_size: int, seed: int
+) -> _Batch:
     layout, config = world_model.transformer.layout, world_model.transformer.config
     frames = layout.context_frames + horizon  # of the sequence, where a goal comes first
     length = frames - 1 if layout.goal else frames  # of the video
-    order = [start + index for index in layout.frame_order(length)]
+    order = [start + step_size * index for index in layout.frame_order(length)]
+    if not episodes:
+        raise EpisodeError("there are 0 episodes to predict; give at least one.")
     for episode in episodes:
-        _require_usable(episode, start, length, config.action_dim)
-    _require_one_size(episodes)
-    video = np.stack([episode.frames[order] for episode in episodes])
+        _require_usable(episode, start, step_size * (length - 1) + 1, config.action_dim)
+    videos = [torch.from_numpy(episode.frames[order]).movedim(-1, 1) for episode in episodes]
+    fitted = torch.stack([fit_to_square(video, world_model.tokenizer.config.resolution) for video in videos])
     actions = shuffled = None
     if config.action_dim is not None:
         taken = [episode.actions[order] for episode in episodes if episode.actions is not None]
         actions = torch.from_numpy(np.stack(taken))
         shuffled = shuffle_actions(actions, layout.action_frames(frames), seed)
     states = [_pusht_states(episode, order[layout.context_frames :]) for episode in episodes]
-    return _Batch(torch.from_numpy(video).movedim(-1, 2), actions, shuffled, states)
+    return _Batch(fitted, actions, shuffled, states)
 
 
 def _require_usable(episode: Episode, start: int, length: int, action_dim: int | None) -> None:
     if start < 0 or start + length > episode.length:
         raise EpisodeError(
-            f"the episode has {episode.length} frames; a prediction of {length} frames (context and horizon) from "
-            f"frame {start} needs {start + length}. Start earlier, shorten the horizon, or give a longer episode."
+            f"the episode has {episode.length} frames; a prediction that spans {length} frames (context and "
+            f"horizon) from frame {start} needs {start + length}. Start earlier, shorten the horizon, or give a longer "
+            "episode."
         )
     if action_dim is None or episode.action_size == action_dim:
         return
@@ -267,14 +279,6 @@ def _require_usable(episode: Episode, start: int, length: int, action_dim: int |
         f"the episode has {found}; this model takes actions of size {action_dim}. "
         "Give an episode of the environment that the model was trained on, or another model."
     )
-
-
-def _require_one_size(episodes: Sequence[Episode]) -> None:
-    sizes = sorted({episode.frames.shape[1:3] for episode in episodes})
-    if len(sizes) != 1:
-        raise EpisodeError(
-            f"{len(episodes)} episodes with frames of sizes {sizes}; give at least one episode, and all of one size."
-        )
 
 
 def _pusht_states(episode: Episode, frames: Sequence[int]) -> np.ndarray[Any, Any] | None:

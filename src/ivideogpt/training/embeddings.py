@@ -24,10 +24,9 @@ def embed_codes(model: VideoTransformer, tokenizer: CompressiveTokenizer) -> Non
 
     What is learned about one code then holds for its neighbours, and rare codes are not left at noise.
     """
-    ids = model.layout.dynamics_ids
     parts = [
-        (tokenizer.context_quantizer, range(ids.start)),
-        (tokenizer.dynamics_quantizer, ids),
+        (tokenizer.context_quantizer, model.layout.context_ids),
+        (tokenizer.dynamics_quantizer, model.layout.dynamics_ids),
     ]
     for table in (model.embedding.weight, model.head.weight):
         for quantizer, rows in parts:
@@ -47,14 +46,14 @@ def embed_places(model: VideoTransformer) -> None:
     if model.places is None:
         return
     layout, table = model.layout, model.places.weight
-    centres = torch.cat([_grid(layout.context_tokens), _grid(layout.dynamics_tokens)])
+    grids = [layout.context_places, layout.dynamics_places]
+    sizes = [len(places) for places in grids]
+    centres = torch.cat([_grid(size) for size in sizes])
     own, following = (cosine_features(centres, table.shape[1], _PLACE_SCALE) * table.std() for _ in range(2))
-    first, last = layout.dynamics_places.start, layout.dynamics_places.stop - 1
-    table[: last + 1] = own
-    # The last token of a frame is followed by a slot, which lies nowhere.
-    table[: first - 1] += following[1:first]
-    table[first:last] += following[first + 1 :]
-    table[layout.future_slot_place] += following[first]
+    for places, spots, next_spots in zip(grids, own.split(sizes), following.split(sizes), strict=True):
+        table[places.start : places.stop] = spots
+        table[places.start : places.stop - 1] += next_spots[1:]  # a slot, which lies nowhere, follows the last token
+    table[layout.future_slot_place] += following[-len(layout.dynamics_places)]
 
 
 def cosine_features(points: Tensor, width: int, scale: float) -> Tensor:

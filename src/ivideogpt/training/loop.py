@@ -103,6 +103,8 @@ class StepReport:
     """Figures on held-out episodes, at the steps that validate."""
     saved: Path | None = None
     """Checkpoint written after this step."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The learner's own figures since the last log entry, at the steps that log."""
 
 
 def prepare_run(config: TrainingConfig) -> None:
@@ -156,8 +158,10 @@ def train(
             average.update(learner.model, step)
             done = step + 1
             log.add(losses)
+            metrics: dict[str, float] = {}
             if _due(done, config.log_every, config.steps):
-                log.write(done, {**learner.metrics(), "learning_rate": learning_rate(step, config)})
+                metrics = learner.metrics()
+                log.write(done, {**metrics, "learning_rate": learning_rate(step, config)})
             figures: dict[str, float] = {}
             if _due(done, config.validate_every, config.steps):
                 with average.applied(learner.model):
@@ -166,7 +170,7 @@ def train(
             saved = None
             if _due(done, config.save_every, config.steps):
                 saved = _save(learner, optimizer, average, config, done)
-            yield StepReport(done, losses, figures, saved)
+            yield StepReport(done, losses, figures, saved, metrics)
 
 
 def _optimizer_step(

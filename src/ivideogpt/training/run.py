@@ -61,7 +61,7 @@ def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport 
     """Train a transformer on a frozen tokenizer's tokens; yields after each step. Errors as `train_tokenizer`."""
     device = choose_device(config.device)
     bf16 = wants_bf16(config.precision, device)
-    tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer).to(device)
+    tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer_name).to(device)
     spec = SegmentSpec(
         length=config.segment_frames + config.goal,
         context_frames=tokenizer.config.context_frames,
@@ -95,7 +95,7 @@ def open_batches(
         EpisodeError: the folder or one of the first episodes cannot be used.
     """
     source = NpzFolder(config.data, camera_key=config.camera_key, action_key=action_key)
-    training, held_out = split_episodes(len(source), seed=config.seed)
+    training, held_out = split_episodes(len(source), seed=config.split_seed)
     augment = _AUGMENTATIONS[config.augment]
     batches = SegmentLoader(
         source, training, spec, resolution, config.batch_size, config.seed, augment, config.workers, config.cache_mb

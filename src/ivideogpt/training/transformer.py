@@ -134,8 +134,8 @@ class TransformerLearner:
         """
         if not torch.equal(tensors["tokenizer"], self._tokenizer_checksum):
             raise CheckpointError(
-                f"the tokenizer {self.config.tokenizer} has changed since this run began; the transformer learnt the "
-                "tokens of the old one. Bring that back, or start a new run."
+                f"the tokenizer {self.config.tokenizer_name} has changed since this run began; the transformer learnt "
+                "the tokens of the old one. Bring that back, or start a new run."
             )
         self._accuracy.copy_(tensors["accuracy"])
 
