@@ -24,6 +24,7 @@ FLOORS = (
     ("official",),
     ("hub",),
     ("tokenizer", "transformer"),
+    ("session",),
     ("world_model",),
     ("training",),
     ("envs",),

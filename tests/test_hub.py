@@ -64,7 +64,7 @@ def test_the_folder_is_readable(saved: Path) -> None:
     assert (config["format"], config["version"]) == ("ivideogpt", 1)
     assert config["tokenizer"]["widths"] == [8, 8, 16]
     assert config["transformer"]["layout"]["context_frames"] == 2
-    assert config["sampling"] == {"temperature": 1.0, "top_k": 100}
+    assert config["sampling"] == {"temperature": 1.0, "top_k": 100, "top_p": 1.0}
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in saved.iterdir()), "not to the owner alone"
     assert (saved / "config.json").read_text().count("\n") > 20
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import ConfigError, ShapeError
-from ivideogpt.world_model import symexp, symlog
+from ivideogpt.transformer.symlog import symexp, symlog
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
@@ -169,7 +169,7 @@ def test_rollout_finds_a_bad_action_before_it_begins(
 ) -> None:
     monkeypatch.setattr(model, "start", lambda *_, **__: pytest.fail("it began"))
     actions[2, HORIZON, 0] = torch.nan
-    with pytest.raises(ShapeError, match="actions of row 2 are not finite"):
+    with pytest.raises(ShapeError, match="the action of row 2 holds nan"):
         model.rollout(context, actions, samples=4)
     with pytest.raises(ShapeError, match=re.escape("(3, 4, 2); this model takes (B, T, A) = (3, 4, 3)")):
         model.rollout(context, torch.zeros(3, 6, 2))
@@ -185,7 +185,6 @@ def test_rollout_finds_a_bad_action_before_it_begins(
         ({"actions": torch.zeros(3, 4, A), "horizon": 5}, "4 actions are too few for 2 context frames and horizon 5"),
         ({"actions": torch.zeros(2, 6, A)}, r"actions have shape \(2, 6, 3\) for 3 contexts"),
         ({"actions": torch.zeros(3, A)}, r"actions have shape \(3, 3\) for 3 contexts"),
-        ({"horizon": 199}, "a horizon of 199 frames exceeds the 198 that fit"),
         ({"horizon": 2, "samples": 0}, "branches is 0"),
         ({"horizon": 2, "seed": [1, 2]}, "2 seeds for 3 contexts"),
         ({"horizon": 2, "seed": -1}, "seed is -1; seeds must not be negative"),

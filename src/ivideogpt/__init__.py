@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ivideogpt.sequence import TokenLayout
+    from ivideogpt.session import Session
     from ivideogpt.tokenizer import CompressiveTokenizer
     from ivideogpt.transformer import VideoTransformer
-    from ivideogpt.world_model import Session, WorldModel
+    from ivideogpt.world_model import WorldModel
 
 __version__ = "0.1.0"
 
@@ -20,7 +21,7 @@ __all__ = ["CompressiveTokenizer", "Session", "TokenLayout", "VideoTransformer",
 
 _MODULES = {
     "CompressiveTokenizer": "ivideogpt.tokenizer",
-    "Session": "ivideogpt.world_model",
+    "Session": "ivideogpt.session",
     "TokenLayout": "ivideogpt.sequence",
     "VideoTransformer": "ivideogpt.transformer",
     "WorldModel": "ivideogpt.world_model",

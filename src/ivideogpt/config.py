@@ -148,6 +148,11 @@ class TransformerConfig(Config):
     """Base of the rotary position embedding."""
     norm_eps: float = Field(1e-6, gt=0)
     """Epsilon of the RMS normalisation."""
+    trained_frames: int | None = Field(None, ge=2)
+    """Frames T of the sequences it was trained on, context included: further than that a session does not imagine from
+    one context. None: as far as the positions reach."""
+    action_limit: float | None = Field(None, gt=0)
+    """Largest size of an action's component; larger ones are refused. None: any."""
     place_embedding: bool = False
     """Whether every token also gets a learned embedding of its place within its frame. The paper's model has none: it
     must work out from rotary positions, which tell distances in the sequence, which tokens lie at the same spot of
@@ -182,6 +187,8 @@ class SamplingConfig(Config):
     """Divides the logits; 0 takes the most likely token."""
     top_k: int = Field(100, ge=0)
     """Only the k most likely tokens are drawn; 0 for all."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Only the most likely tokens that make up this share of the probability are drawn, after top-k; 1 for all."""
 
 
 class LossWeights(NamedTuple):
@@ -354,6 +361,9 @@ class TransformerTrainingConfig(TrainingConfig):
     """Predict rewards, too; the episodes must have them."""
     reward_symlog: bool = False
     """Train the reward head on symlog(reward)."""
+    action_limit: float | None = Field(None, gt=0)
+    """Largest size of an action's component, kept with the model, which then refuses larger ones. Left out: that of
+    the model it starts from, else any."""
     attention_dropout: float | None = Field(None, ge=0, lt=1)
     """Attention dropout; the preset's where left out."""
     learning_rate: float = Field(1e-4, gt=0)

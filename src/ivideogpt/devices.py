@@ -50,6 +50,19 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_linux_cpu_flags())
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Memory that could be taken on a device now, bytes; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if kilobytes is None else int(kilobytes) * 1024
+
+
 def _linux_cpu_flags() -> list[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -38,6 +38,10 @@ class ShapeError(InputError):
     """A tensor handed to a model has the wrong shape, type or range."""
 
 
+class SessionError(InputError):
+    """A session is asked for what it cannot do: it is closed, a row does not exist, or memory would not suffice."""
+
+
 def unknown_name(kind: str, name: str, available: Iterable[str]) -> str:
     """Message for a name that is not in a closed list: the nearest name, then all of them."""
     names = sorted(available)

@@ -190,6 +190,8 @@ def transformer_from_official(config: Json, weights: Weights, layout: TokenLayou
         action_dim=None if action is None else action.shape[-1],
         reward="reward_linear.weight" in weights,
         reward_symlog=config.get("reward_symlog", False),
+        trained_frames=config.get("trained_frames"),
+        action_limit=config.get("action_limit"),
     )
     official = {name.removeprefix("llm."): tensor for name, tensor in weights.items()}
     return ours, _transformer_weights_from_official(official, ours.layers)
@@ -230,9 +232,14 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "use_cache": True,
         "vocab_size": config.layout.vocabulary,
     }
-    # Two fields of ours, which the official code does not read.
-    official |= {"goal": True} if config.layout.goal else {}
-    official |= {"reward_symlog": True} if config.reward_symlog else {}
+    # Fields of ours, which the official code does not read.
+    ours = {
+        "goal": config.layout.goal,
+        "reward_symlog": config.reward_symlog,
+        "trained_frames": config.trained_frames,
+        "action_limit": config.action_limit,
+    }
+    official |= {name: value for name, value in ours.items() if value}
     plain = _transformer_weights_to_official(weights, config.layers)
     if config.action_dim is None and not config.reward:
         return official, plain

@@ -7,11 +7,8 @@ frames, F future frames, A action size, M dynamics tokens a frame, R resolution.
 from __future__ import annotations
 
 import dataclasses
-import operator
-import secrets
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Self, SupportsIndex
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,26 +17,10 @@ from ivideogpt import hub
 from ivideogpt.config import SamplingConfig
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
+from ivideogpt.session import Session
+from ivideogpt.session.beginning import Seed
 from ivideogpt.tokenizer import CompressiveTokenizer
-from ivideogpt.transformer import KeyValueCache, VideoTransformer
-from ivideogpt.transformer.sampling import RowStreams, sample
-
-_FRAMES_DECODED_AT_ONCE = 256
-
-Seed = SupportsIndex | Sequence[int] | None
-
-
-class Step(NamedTuple):
-    """One imagined step of every row."""
-
-    frame: Tensor | None
-    """(rows, 3, R, R) float in [0,1]; None where decoding was put off."""
-    reward: Tensor | None
-    """(rows,) reward on arriving at this frame; None without a reward head."""
-    entropy: Tensor
-    """(rows,) mean entropy of the distributions the frame's tokens were drawn from, in nats."""
-    tokens: Tensor
-    """(rows, M) int64 token ids of the frame."""
+from ivideogpt.transformer import VideoTransformer
 
 
 class Rollout(NamedTuple):
@@ -147,6 +128,14 @@ class WorldModel(nn.Module):
         layout = self.transformer.layout
         return (self.transformer.config.max_positions - layout.prefix_length) // layout.frame_length
 
+    @property
+    def trained_horizon(self) -> int:
+        """Future frames of the segments it was trained on; `longest_horizon` where that is not known."""
+        trained = self.transformer.config.trained_frames
+        if trained is None:
+            return self.longest_horizon
+        return max(1, min(trained - self.transformer.layout.context_frames, self.longest_horizon))
+
     def start(
         self,
         context: Tensor,
@@ -159,18 +148,28 @@ class WorldModel(nn.Module):
         """Begin to imagine from context frames. Puts the model into eval mode.
 
         Args:
-            context: (B,t,3,R,R), uint8 or float in [0,1]; with a goal the goal frame comes first.
-            branches: independent futures of each context, K; they share its tokenization and prefill.
+            context: (B,t,3,R,R), uint8 or float in [0,1]; with a goal the goal frame comes first. Equal contexts are
+                found and worked on once.
+            branches: independent futures of each context, K; they share its tokenization, prefill and features.
             seed: decides every draw. An int: row k of context b has the stream (seed, b, k). B ints, one a context:
                 context b has the streams of (seed[b], 0, k), whatever else is in the batch. None: a fresh one.
-            horizon: most frames that will be stepped; `longest_horizon` where left out.
+            horizon: frames imagined from one context, after which a row's newest t frames become its context;
+                `trained_horizon` where left out. Memory is taken for as many.
             sampling: how tokens are drawn; the model's own way where left out.
 
         Raises:
-            ShapeError: frames, seeds or horizon that do not fit.
+            ShapeError: frames, branches, seeds or horizon that do not fit.
+            SessionError: more memory would be needed than is free.
         """
-        horizon = self.longest_horizon if horizon is None else _positive_horizon(horizon)
-        return Session(self, context, branches, seed, horizon, sampling or self.sampling)
+        horizon = self.trained_horizon if horizon is None else _positive_horizon(horizon)
+        if horizon > self.longest_horizon:
+            raise ShapeError(
+                f"a horizon of {horizon} frames exceeds the {self.longest_horizon} that fit into the model's "
+                f"{self.transformer.config.max_positions} positions. Leave it out: a session goes on beyond it."
+            )
+        self.eval()
+        sampling = sampling or self.sampling
+        return Session.begin(self.tokenizer, self.transformer, context, branches, seed, horizon, sampling)
 
     @torch.no_grad()
     def rollout(
@@ -198,20 +197,20 @@ class WorldModel(nn.Module):
             ShapeError: shapes that do not fit each other or the model, or neither actions nor horizon.
         """
         future_actions, horizon = self._future_actions(context, actions, horizon)
-        session = self.start(context, samples, seed, horizon=horizon, sampling=sampling)
-        steps = []
-        for j in range(horizon):
-            action = None if future_actions is None else future_actions[:, j].repeat_interleave(samples, dim=0)
-            steps.append(session.step(action, decode=False))
-        tokens = torch.stack([step.tokens for step in steps], dim=1).unflatten(0, (-1, samples))  # (B, K, F, M)
-        imagined = session.decode(tokens)
-        given = self.tokenizer.require_frames(context).float().clamp(0, 1).to(self.device)[:, None]
-        video = torch.cat([given.expand(-1, samples, -1, -1, -1, -1), imagined], dim=2)
-        rewards = None
-        if self.transformer.reward_head is not None:
-            rewards = torch.stack([step.reward for step in steps if step.reward is not None], dim=1)
-            rewards = rewards.unflatten(0, (-1, samples))
-        return Rollout(video, rewards)
+        session = self.start(context, samples, seed, horizon=min(horizon, self.trained_horizon), sampling=sampling)
+        given = self.tokenizer.require_frames(context).float().clamp(0, 1).to(self.device)
+        video = [given.repeat_interleave(samples, dim=0)]  # (B*K, T, 3, R, R)
+        rewards = []
+        for first in range(0, horizon, session.horizon):
+            steps = []
+            for j in range(first, min(first + session.horizon, horizon)):
+                action = None if future_actions is None else future_actions[:, j].repeat_interleave(samples, dim=0)
+                steps.append(session.step(action, decode=False))
+            # Before the next step makes the newest frames the context.
+            video.append(session.decode(torch.stack([step.tokens for step in steps], dim=1)))
+            rewards += [step.reward for step in steps if step.reward is not None]
+        together = torch.stack(rewards, dim=1).unflatten(0, (-1, samples)) if rewards else None
+        return Rollout(torch.cat(video, dim=1).unflatten(0, (-1, samples)), together)
 
     def _future_actions(
         self, context: Tensor, actions: Tensor | None, horizon: int | None
@@ -233,160 +232,6 @@ class WorldModel(nn.Module):
         used = actions if count == horizon else actions[:, t - 1 : t - 1 + horizon]
         # Before any work is done; a session would find a fault only at its step.
         return self.transformer.require_actions(used, len(context), horizon), horizon
-
-
-class Session:
-    """An imagination under way; made by `WorldModel.start`. The key-value cache lives as long as it does.
-
-    Each context is tokenized, prefilled and its features are decoded once; its branches share them.
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        model: WorldModel,
-        context: Tensor,
-        branches: int,
-        seed: Seed,
-        horizon: int,
-        sampling: SamplingConfig,
-    ) -> None:
-        if branches < 1:
-            raise ShapeError(f"branches is {branches}; it must be at least 1.")
-        if horizon > model.longest_horizon:
-            raise ShapeError(
-                f"a horizon of {horizon} frames exceeds the {model.longest_horizon} that fit into the model's "
-                f"{model.transformer.config.max_positions} positions. Imagine fewer frames."
-            )
-        tokenizer, layout = model.tokenizer, model.transformer.layout
-        frames = tokenizer.require_frames(context.to(model.device))
-        if frames.shape[1] != layout.context_frames:
-            raise ShapeError(
-                f"{frames.shape[1]} context frames were given; this model takes exactly {layout.context_frames}. "
-                "Give the newest ones."
-            )
-        model.eval()
-        self.model, self.sampling, self.layout = model, sampling, layout
-        self.contexts, self.branches, self.rows = len(frames), branches, len(frames) * branches
-        self.horizon, self.frames_imagined = horizon, 0
-        self._streams = RowStreams(_stream_keys(seed, self.contexts, branches))
-        codes = tokenizer.encode_context(frames).codes
-        self._context = tokenizer.decode_context(codes, pixels=False)
-        self._cache = self._prefill(codes)
-        self._unread: Tensor | None = None  # (rows,) last token sampled, not yet in the cache
-
-    @torch.no_grad()
-    def step(self, action: Tensor | None = None, *, decode: bool = True) -> Step:
-        """Imagine the next frame of every row.
-
-        Args:
-            action: (rows, A) taken at the present frame, on the way to the next; None for none.
-            decode: whether to make pixels; `decode` makes them later from the tokens.
-
-        Raises:
-            ShapeError: an action of the wrong shape or not finite (names the row), or the horizon is used up.
-        """
-        if self.frames_imagined == self.horizon:
-            raise ShapeError(f"this session's horizon of {self.horizon} frames is used up. Start a new session.")
-        transformer = self.model.transformer
-        hidden = self._read(self._slot(action))
-        uniform = self._streams.draw(self.layout.dynamics_tokens)
-        sampled: list[Tensor] = []
-        entropies: list[Tensor] = []
-        for i in range(self.layout.dynamics_tokens):
-            if i > 0:
-                hidden = self._read(self._dynamics(sampled[-1], i - 1))
-            code, entropy = sample(transformer.dynamics_logits(hidden), uniform[:, i], self.sampling)
-            sampled.append(code + self.layout.dynamics_ids.start)
-            entropies.append(entropy)
-        self._unread = sampled[-1]
-        reward = self._reward()
-        self.frames_imagined += 1
-        tokens = torch.stack(sampled, dim=1)
-        frame = None
-        if decode:
-            frame = self.decode(tokens.view(self.contexts, self.branches, 1, -1)).flatten(0, 2)
-        return Step(frame, reward, torch.stack(entropies, dim=1).mean(dim=1), tokens)
-
-    @torch.no_grad()
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B,K,F,M) of this session's contexts -> frames (B,K,F,3,R,R), float in [0,1]."""
-        codes = tokens.flatten(1, 2) - self.layout.dynamics_ids.start  # every branch and frame of a context
-        at_once = max(1, _FRAMES_DECODED_AT_ONCE // self.contexts)
-        chunks = [self.model.tokenizer.decode_future(part, self._context) for part in codes.split(at_once, dim=1)]
-        return torch.cat(chunks, dim=1).float().clamp(0, 1).unflatten(1, tokens.shape[1:3])
-
-    def _prefill(self, codes: Tensor) -> KeyValueCache:
-        """Read the context once a context, then lay out a row for each branch."""
-        layout, transformer = self.layout, self.model.transformer
-        no_future = codes.new_empty(self.contexts, 0, layout.dynamics_tokens)
-        prefix = layout.assemble(codes, no_future)
-        capacity = layout.prefix_length + layout.frame_length * self.horizon
-        shared = transformer.new_cache(self.contexts, capacity if self.branches == 1 else layout.prefix_length)
-        transformer.hidden_states(transformer.embed(prefix, None), shared)
-        return shared if self.branches == 1 else shared.repeated(self.branches, capacity)
-
-    def _slot(self, action: Tensor | None) -> Tensor:
-        """Embedding (rows, 1, H) of the S2 slot with its action."""
-        transformer = self.model.transformer
-        slots = torch.full((self.rows, 1), self.layout.future_slot, device=self.model.device)
-        slot = transformer.embed_tokens(slots, self.layout.future_slot_place)
-        if action is None:
-            return slot
-        expected = (self.rows, transformer.config.action_dim)
-        if transformer.action_in is not None and tuple(action.shape) != expected:
-            raise ShapeError(f"action has shape {tuple(action.shape)}; this session takes (rows, A) = {expected}.")
-        finite = torch.isfinite(action).all(dim=-1)
-        if not finite.all():
-            raise ShapeError(f"the action of row {int((~finite).nonzero()[0])} is not finite. Mend it and step again.")
-        return slot + transformer.embed_actions(action.to(slot.device))[:, None].to(slot.dtype)
-
-    def _dynamics(self, token: Tensor, number: int) -> Tensor:
-        """Embedding (rows, 1, H) of token ids (rows,), the `number`-th of their frame."""
-        return self.model.transformer.embed_tokens(token, self.layout.dynamics_places[number])[:, None]
-
-    def _read(self, x: Tensor) -> Tensor:
-        """Read embeddings (rows, n, H), after a token still unread; hidden state (rows, H) of the last one."""
-        if self._unread is not None:
-            x = torch.cat([self._dynamics(self._unread, -1), x], dim=1)
-            self._unread = None
-        return self.model.transformer.hidden_states(x, self._cache)[:, -1]
-
-    def _reward(self) -> Tensor | None:
-        """Reward (rows,) from the last token, which is read for it. Without a head it is read with the next slot."""
-        transformer = self.model.transformer
-        if transformer.reward_head is None or self._unread is None:
-            return None
-        last = self._dynamics(self._unread, -1)
-        self._unread = None
-        reward = transformer.rewards(self._read(last))
-        assert reward is not None, "there is a reward head"
-        return symexp(reward) if transformer.config.reward_symlog else reward
-
-
-def symlog(x: Tensor) -> Tensor:
-    """`sign(x) ln(|x| + 1)`: squeezes rewards of any scale."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """The inverse of `symlog`."""
-    return x.sign() * x.abs().expm1()
-
-
-def _stream_keys(seed: Seed, contexts: int, branches: int) -> list[tuple[int, ...]]:
-    if seed is None:
-        seed = secrets.randbits(63)
-    if isinstance(seed, SupportsIndex):
-        seed = operator.index(seed)
-        firsts = [(seed, b) for b in range(contexts)]
-    else:
-        if len(seed) != contexts:
-            raise ShapeError(f"{len(seed)} seeds for {contexts} contexts; give one int, or one int a context.")
-        firsts = [(int(s), 0) for s in seed]
-    if any(part < 0 for key in firsts for part in key):
-        raise ShapeError(f"seed is {seed}; seeds must not be negative.")
-    return [(*first, k) for first in firsts for k in range(branches)]
 
 
 def _positive_horizon(horizon: int) -> int:

@@ -60,7 +60,7 @@ def test_json_stands_alone_on_stdout(
     assert predict(model, episode, out, "--json", "--temperature", "0", "--top-k", "5", "--start", "1") == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures == json.loads((out / "metrics.json").read_text())
-    assert figures["sampling"] == {"temperature": 0, "top_k": 5}
+    assert figures["sampling"] == {"temperature": 0, "top_k": 5, "top_p": 1.0}
     assert figures["start"] == 1
 
 

@@ -53,22 +53,6 @@ def test_room_to_spare_changes_nothing(make_transformer: MakeTransformer, embedd
 
 
 @torch.no_grad()
-def test_repeated_rows_go_their_own_ways(make_transformer: MakeTransformer, embeddings: Tensor) -> None:
-    model = make_transformer()
-    prefix, rest = embeddings[:2, :30], torch.randn(6, 10, 16)
-    shared = model.new_cache(2, 30)
-    model.hidden_states(prefix, shared)
-    before = shared.keys.clone()
-    branches = shared.repeated(3, LENGTH)
-    assert (branches.length, branches.capacity) == (30, LENGTH)
-    continued = model.hidden_states(rest, branches)
-    whole = torch.cat([prefix.repeat_interleave(3, dim=0), rest], dim=1)
-    torch.testing.assert_close(continued, model.hidden_states(whole)[:, 30:])
-    assert shared.length == 30
-    assert torch.equal(shared.keys, before)
-
-
-@torch.no_grad()
 def test_a_full_cache_says_so(make_transformer: MakeTransformer, embeddings: Tensor) -> None:
     model = make_transformer()
     cache = model.new_cache(3, 35)

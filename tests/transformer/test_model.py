@@ -180,7 +180,7 @@ def test_positions_survive_half_precision(make_transformer: MakeTransformer) -> 
         weight.copy_(weight.bfloat16())
     exact = model(tokens).logits
     assert torch.equal(model.to(torch.bfloat16).to(torch.float32)(tokens).logits, exact)
-    cosines, sines = model.to(torch.bfloat16)._rotary(999, 1, torch.float32)
+    cosines, sines = model.to(torch.bfloat16)._rotary(slice(999, 1000), torch.float32)
     angles = 999 / 10_000 ** (torch.arange(0, 32, 2) / 32).double()
     torch.testing.assert_close(cosines[0, :16].double(), angles.cos(), atol=1e-3, rtol=0.0)
     torch.testing.assert_close(sines[0, 16:].double(), angles.sin(), atol=1e-3, rtol=0.0)
@@ -214,8 +214,16 @@ def test_refuses_actions_that_do_not_fit(make_transformer: MakeTransformer, acti
 def test_refuses_actions_that_are_not_finite(make_transformer: MakeTransformer, value: float) -> None:
     actions = random_actions(3)
     actions[1, 2, 0] = value
-    with pytest.raises(ShapeError, match="actions of row 1 are not finite"):
+    with pytest.raises(ShapeError, match=r"the action of row 1 holds (nan|inf|-inf); each component must be finite"):
         make_transformer(layout=LAYOUT, action_dim=3)(random_tokens(), actions)
+
+
+def test_refuses_actions_out_of_range(make_transformer: MakeTransformer) -> None:
+    model, actions = make_transformer(layout=LAYOUT, action_dim=3, action_limit=2.0), random_actions(3).clamp(-2, 2)
+    model(random_tokens(), actions)
+    actions[1, 0, 1] = -2.5
+    with pytest.raises(ShapeError, match=r"the action of row 1 holds -2\.5; .* must be finite and lie in \[-2, 2\]"):
+        model(random_tokens(), actions)
 
 
 def test_refuses_actions_where_the_model_takes_none(make_transformer: MakeTransformer) -> None:

@@ -122,9 +122,26 @@ def test_a_stream_is_known_by_its_key() -> None:
 
 
 def test_a_stream_goes_on() -> None:
-    streams = RowStreams([(3, 0, 0), (4, 0, 0)])
-    pieces = torch.cat([streams.draw(n) for n in (4, 1, 7)], dim=1)
-    assert torch.equal(pieces, RowStreams([(3, 0, 0), (4, 0, 0)]).draw(12))
+    streams, others = (RowStreams([(3, 0, 0), (4, 0, 0)]) for _ in range(2))
+    frames = [streams.draw(16) for _ in range(3)]
+    assert not torch.equal(frames[0], frames[1]) and not torch.equal(frames[1], frames[2])
+    others.advance()
+    assert torch.equal(others.uniform(16), frames[1])
+    assert torch.equal(others.uniform(16), frames[1]), "looking is not going on"
+    assert torch.equal(others.draw(5), frames[1][:, :5]), "how many are drawn changes none of them"
+    assert torch.equal(others.draw(16), frames[2])
+
+
+def test_streams_can_be_copied_and_begun_anew() -> None:
+    streams = RowStreams([(3,), (4,)])
+    streams.advance()
+    copies = streams.select([1, 1, 0])
+    expected = streams.draw(4)
+    assert torch.equal(copies.draw(4), expected[[1, 1, 0]])
+    streams.restart([1], [(9,)])
+    drawn = streams.draw(4)
+    assert torch.equal(drawn[1], RowStreams([(9,)]).draw(4)[0])
+    assert torch.equal(drawn[0], copies.draw(4)[2])
 
 
 def test_streams_leave_the_global_generators_alone() -> None:
@@ -140,3 +157,26 @@ def test_streams_are_independent() -> None:
     correlation = torch.corrcoef(drawn)
     correlation.fill_diagonal_(0)
     assert correlation.abs().max() < 5 / math.sqrt(2000)
+
+
+def test_top_p_keeps_the_fewest_tokens_that_make_up_the_share() -> None:
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(1000, -1)
+    uniform = torch.linspace(0, 1, 1001)[:1000]
+    for top_p, kept in ((0.35, {0}), (0.4, {0}), (0.5, {0, 1}), (0.7, {0, 1}), (0.75, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
+        drawn, entropy = sample(logits, uniform, SamplingConfig(top_k=0, top_p=top_p))
+        assert set(drawn.tolist()) == kept, top_p
+        shares = torch.tensor([0.4, 0.3, 0.2, 0.1])[: len(kept)]
+        shares = shares / shares.sum()
+        found = torch.bincount(drawn, minlength=4)[: len(kept)] / 1000
+        torch.testing.assert_close(found, shares, atol=2e-3, rtol=0)
+        torch.testing.assert_close(entropy[0], torch.special.entr(shares).sum(), atol=1e-4, rtol=1e-4)
+
+
+def test_several_places_are_drawn_at_once_as_one_by_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, uniform = torch.randn(3, 5, 40, generator=generator), torch.rand(3, 5, generator=generator)
+    config = SamplingConfig(temperature=0.8, top_k=20, top_p=0.9)
+    together = sample(logits, uniform, config)
+    for i in range(5):
+        for whole, one in zip(together, sample(logits[:, i], uniform[:, i], config), strict=True):
+            assert torch.equal(whole[:, i], one)

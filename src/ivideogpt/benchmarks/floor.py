@@ -48,7 +48,7 @@ def rollout_floor(model: WorldModel, context: Tensor, horizon: int, rates: Rates
     """
     dtype, layout = model.transformer.head.weight.dtype, model.transformer.layout
     session = model.start(context, seed=0, horizon=horizon)
-    codes = torch.full((len(context), 1, horizon, layout.dynamics_tokens), layout.dynamics_ids.start)
+    codes = torch.full((len(context), horizon, layout.dynamics_tokens), layout.dynamics_ids.start)
     seconds = arithmetic_floor(lambda: model.start(context, seed=0, horizon=horizon), dtype, rates)
     seconds += arithmetic_floor(lambda: session.decode(codes.to(model.device)), dtype, rates)
     tokens = horizon * layout.dynamics_tokens

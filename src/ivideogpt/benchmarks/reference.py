@@ -23,6 +23,7 @@ from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner
 from ivideogpt.transformer import KeyValueCache, VideoTransformer
+from ivideogpt.transformer.cache import Cache
 from ivideogpt.transformer.model import Attention, rotate
 from ivideogpt.transformer.sampling import RowStreams, sample
 from ivideogpt.world_model import WorldModel
@@ -33,12 +34,14 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 class PlainAttention(Attention):
     """Causal self-attention with the whole matrix of weights in memory."""
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """As `Attention`."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
-        start = 0 if cache is None else cache.length
+        start = 0
         if cache is not None:
+            assert isinstance(cache, KeyValueCache), "made by `new_cache`"
+            start = cache.length
             keys, values = cache.append(self.layer, keys, values)
         future = torch.ones(x.shape[1], keys.shape[2], dtype=torch.bool, device=x.device).triu(start + 1)
         weights = _scores(queries, keys).masked_fill(future, -math.inf).softmax(-1)

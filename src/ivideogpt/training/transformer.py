@@ -22,7 +22,8 @@ from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.transformer import VideoTransformer
-from ivideogpt.world_model import WorldModel, symlog
+from ivideogpt.transformer.symlog import symlog
+from ivideogpt.world_model import WorldModel
 
 _PICTURE_ROWS = 4
 
@@ -43,7 +44,9 @@ def make_transformer(
         ConfigError, CheckpointError: a preset, model or action size that does not fit.
     """
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
-    changes: dict[str, Any] = {"action_dim": action_dim}
+    changes: dict[str, Any] = {"action_dim": action_dim, "trained_frames": config.segment_frames + config.goal}
+    if config.action_limit is not None:
+        changes["action_limit"] = config.action_limit
     if config.rewards:
         changes |= {"reward": True, "reward_symlog": config.reward_symlog}
     if config.attention_dropout is not None:

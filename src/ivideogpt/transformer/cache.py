@@ -1,15 +1,46 @@
-"""The key-value cache: a bounded object of its own, allocated once and filled in place."""
+"""The key-value cache: a bounded object of its own, allocated once and filled in place.
+
+Shapes: B rows, h heads, n new positions, D channels a head.
+"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ivideogpt.errors import ShapeError
+from ivideogpt.transformer.kernels import attend
+
+
+class Cache(Protocol):
+    """What the transformer asks of a cache: where new tokens stand, and attention to all that came before."""
+
+    @property
+    def furthest(self) -> int:
+        """Positions filled in the row that got furthest."""
+        ...
+
+    def positions(self, count: int) -> slice | Tensor:
+        """Positions of the next `count` tokens: a slice where all rows march in step, else (B, n)."""
+        ...
+
+    def require_room(self, tokens: int) -> None:
+        """Raise `ShapeError` unless `tokens` more positions fit into every row."""
+        ...
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Write the keys and values (B,h,n,D) of new positions, and attend from their queries to all up to them."""
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more positions as filled, after the last layer."""
+        ...
 
 
 class KeyValueCache:
-    """Keys and values of every layer for a fixed number of rows and positions.
+    """Keys and values of every layer for a fixed number of rows and positions; all rows march in step.
 
     Args:
         layers, rows, heads, capacity, head_dim: sizes; each of keys and values is
@@ -32,20 +63,30 @@ class KeyValueCache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.capacity = capacity
         self.length = 0
-        """Positions filled so far; all rows march in step."""
+        """Positions filled so far."""
 
     @property
     def bytes(self) -> int:
         """Memory held, bytes."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
+    @property
+    def furthest(self) -> int:
+        """Positions filled so far."""
+        return self.length
+
+    def positions(self, count: int) -> slice:
+        """Positions of the next `count` tokens."""
+        return slice(self.length, self.length + count)
+
     def require_room(self, tokens: int) -> None:
         """Raise `ShapeError` unless `tokens` more positions fit."""
-        if self.length + tokens > self.capacity:
-            raise ShapeError(
-                f"{self.length} + {tokens} tokens exceed the cache's {self.capacity} positions. "
-                "Start a session with a longer horizon."
-            )
+        require_capacity(self.length, tokens, self.capacity)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Cache`."""
+        keys, values = self.append(layer, keys, values)
+        return attend(queries, keys, values, self.length, dropout=0.0)
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write (rows, heads, n, head_dim) behind what is there; return all filled keys and values of the layer.
@@ -61,12 +102,11 @@ class KeyValueCache:
         """Count `tokens` more positions as filled."""
         self.length += tokens
 
-    def repeated(self, times: int, capacity: int) -> KeyValueCache:
-        """A cache of `capacity` positions in which each row stands `times` times, one after the other."""
-        layers, rows, heads, _, head_dim = self.keys.shape
-        other = KeyValueCache(layers, rows * times, heads, capacity, head_dim, self.keys.device, self.keys.dtype)
-        filled = slice(0, self.length)
-        other.keys[:, :, :, filled] = self.keys[:, :, :, filled].repeat_interleave(times, dim=1)
-        other.values[:, :, :, filled] = self.values[:, :, :, filled].repeat_interleave(times, dim=1)
-        other.length = self.length
-        return other
+
+def require_capacity(filled: int, tokens: int, capacity: int) -> None:
+    """Raise `ShapeError` unless `tokens` more positions fit behind those that are filled."""
+    if filled + tokens > capacity:
+        raise ShapeError(
+            f"{filled} + {tokens} tokens exceed the cache's {capacity} positions. "
+            "Start a session with a longer horizon."
+        )

@@ -18,7 +18,7 @@ from ivideogpt.config import TransformerConfig
 from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
-from ivideogpt.transformer.cache import KeyValueCache
+from ivideogpt.transformer.cache import Cache, KeyValueCache
 from ivideogpt.transformer.kernels import attend, fast_products
 
 _INITIAL_STD = 0.02
@@ -42,15 +42,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
-        start = 0
-        if cache is not None:
-            start = cache.length
-            keys, values = cache.append(self.layer, keys, values)
-        y = attend(queries, keys, values, start, self.dropout if self.training else 0.0)
+        if cache is None:
+            y = attend(queries, keys, values, 0, self.dropout if self.training else 0.0)
+        else:
+            y = cache.attend(self.layer, queries, keys, values)
         return self.output(y.transpose(1, 2).flatten(2))
 
 
@@ -78,7 +77,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """(B,n,H) -> (B,n,H)."""
         x = x + self.attention(self.attention_norm(x), rotary, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
@@ -101,6 +100,7 @@ class VideoTransformer(nn.Module):
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
+        self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
 
     @classmethod
@@ -170,26 +170,27 @@ class VideoTransformer(nn.Module):
         with fast_products(hidden):
             return F.linear(hidden, self.head.weight[ids.start : ids.stop])
 
-    def hidden_states(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def hidden_states(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Embeddings (B,n,H) -> hidden states (B,n,H) after the final norm; with a cache, continue what it holds.
 
         Raises:
             ShapeError: more positions than the model or the cache has.
         """
-        start = 0 if cache is None else cache.length
-        if start + x.shape[1] > self.config.max_positions:
+        count = x.shape[1]
+        filled = 0 if cache is None else cache.furthest
+        if filled + count > self.config.max_positions:
             raise ShapeError(
-                f"a sequence of {start + x.shape[1]} tokens exceeds the model's {self.config.max_positions} positions. "
+                f"a sequence of {filled + count} tokens exceeds the model's {self.config.max_positions} positions. "
                 "Use a shorter horizon."
             )
         if cache is not None:
-            cache.require_room(x.shape[1])
-        rotary = self._rotary(start, x.shape[1], x.dtype)
+            cache.require_room(count)
+        rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
         with fast_products(x):
             for layer in self.layers:
                 x = layer(x, rotary, cache)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(count)
         return self.norm(x)
 
     def embed_actions(self, actions: Tensor) -> Tensor:
@@ -202,31 +203,52 @@ class VideoTransformer(nn.Module):
         """Check a segment's actions (B,T,A) and bring them to the model's device.
 
         Raises:
-            ShapeError: wrong shape or size, or a value that is not finite.
+            ShapeError: wrong shape or size, or a value that is not finite or out of range.
         """
         expected = (rows, frames, self.config.action_dim)
         if self.action_in is not None and tuple(actions.shape) != expected:
             raise ShapeError(
                 f"actions have shape {tuple(actions.shape)}; this model takes (B, T, A) = {expected}, one a frame."
             )
-        if not torch.isfinite(actions).all():
-            row = int((~torch.isfinite(actions)).flatten(1).any(1).nonzero()[0])
-            raise ShapeError(f"actions of row {row} are not finite. Replace NaN and infinite values.")
+        self.require_values(actions)
         return actions.to(self.embedding.weight.device)
+
+    def require_values(self, actions: Tensor) -> None:
+        """Check that actions (B, ..., A) are finite and within the range that the model takes.
+
+        Raises:
+            ShapeError: names the first row that is not.
+        """
+        limit = self.config.action_limit or torch.inf
+        wrong = ~(torch.isfinite(actions) & (actions.abs() <= limit))  # True also for NaN
+        if wrong.any():
+            row = int(wrong.flatten(1).any(1).nonzero()[0])
+            value = actions[row][wrong[row]][0].item()
+            rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
+            raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, in the weights' precision."""
         c, weight = self.config, self.embedding.weight
         return KeyValueCache(c.layers, rows, c.heads, capacity, c.hidden // c.heads, weight.device, weight.dtype)
 
-    def _rotary(self, start: int, count: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # Made anew in float32: kept as a buffer they would be rounded with the weights of a bf16 model, which turns
-        # position 1000 by radians.
-        head_dim, device = self.config.hidden // self.config.heads, self.embedding.weight.device
+    def _rotary(self, positions: slice | Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (n,D) of positions that all rows share, or (B,1,n,D) of positions (B,n)."""
+        device = self.embedding.weight.device
+        table = self._rotary_tables.get((device, dtype))
+        if table is None:
+            table = self._rotary_tables[device, dtype] = self._rotary_table(device, dtype)
+        cos, sin = (x[positions] for x in table)
+        return (cos, sin) if isinstance(positions, slice) else (cos[:, None], sin[:, None])
+
+    @torch.inference_mode(False)
+    def _rotary_table(self, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        # Made in float32 and no buffer: that would be rounded with the weights of a bf16 model, which turns position
+        # 1000 by radians.
+        head_dim = self.config.hidden // self.config.heads
         powers = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim
-        positions = torch.arange(start, start + count, device=device, dtype=torch.float32)
-        angles = torch.outer(positions, self.config.rope_base**-powers)
-        angles = torch.cat([angles, angles], dim=-1)  # (n, D)
+        positions = torch.arange(self.config.max_positions, device=device, dtype=torch.float32)
+        angles = torch.outer(positions, self.config.rope_base**-powers).repeat(1, 2)  # (max_positions, D)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def _initialise(self) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
-from ivideogpt.errors import ShapeError
+from ivideogpt.errors import SessionError, ShapeError
+from ivideogpt.session.state import bytes_needed
 from ivideogpt.transformer.sampling import RowStreams, sample
 
 MakeWorldModel = Callable[..., WorldModel]
@@ -128,7 +129,7 @@ def test_a_bad_action_names_the_row_and_may_be_mended(model: WorldModel, context
     for value in (torch.nan, torch.inf):
         bad = action.clone()
         bad[4, 1] = value
-        with pytest.raises(ShapeError, match="the action of row 4 is not finite"):
+        with pytest.raises(ShapeError, match=f"the action of row 4 holds {value}"):
             session.step(bad)
     assert torch.equal(session.step(action).tokens, untouched.step(action).tokens)
 
@@ -152,15 +153,12 @@ def test_refuses_an_action_where_the_model_takes_none(make_world_model: MakeWorl
         make_world_model().rollout(context, torch.zeros(3, 4, A))
 
 
-def test_the_horizon_ends_a_session(model: WorldModel, context: Tensor) -> None:
-    session = model.start(context, horizon=2)
-    session.step()
-    session.step()
-    with pytest.raises(ShapeError, match="horizon of 2 frames is used up"):
-        session.step()
+def test_refuses_a_horizon_that_no_segment_has(model: WorldModel, context: Tensor) -> None:
     for horizon in (0, -1):
         with pytest.raises(ShapeError, match=f"the horizon is {horizon} frames"):
             model.start(context, branches=2, horizon=horizon)
+    with pytest.raises(ShapeError, match="a horizon of 199 frames exceeds the 198 that fit"):
+        model.start(context, horizon=199)
 
 
 def test_the_longest_horizon_can_be_walked(make_world_model: MakeWorldModel, make_frames: MakeFrames) -> None:
@@ -180,14 +178,102 @@ def test_decoding_may_wait(model: WorldModel, context: Tensor) -> None:
     waiting, plain = (model.start(context, branches=2, seed=1) for _ in range(2))
     steps = [waiting.step(decode=False) for _ in range(3)]
     assert all(step.frame is None for step in steps)
-    frames = waiting.decode(torch.stack([step.tokens for step in steps], dim=1).unflatten(0, (3, 2)))
-    assert frames.shape == (3, 2, 3, 3, 16, 16)
+    tokens = torch.stack([step.tokens for step in steps], dim=1)
+    frames = waiting.decode(tokens)
+    assert frames.shape == (6, 3, 3, 16, 16)
     for j in range(3):
-        torch.testing.assert_close(frames[:, :, j].flatten(0, 1), plain.step().frame, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(frames[:, j], plain.step().frame, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(waiting.decode(tokens[:, -1:]), frames[:, -1:], atol=1e-5, rtol=1e-5)
+    assert waiting.decode(tokens[:, :0]).shape == (6, 0, 3, 16, 16)
+
+
+def test_refuses_to_decode_what_it_did_not_imagine(model: WorldModel, context: Tensor) -> None:
+    session = model.start(context, branches=2, seed=1)
+    tokens = session.step(decode=False).tokens
+    with pytest.raises(ShapeError, match=re.escape("(R, F, M) = (6, F, 4)")):
+        session.decode(tokens)
+    with pytest.raises(ShapeError, match=r"tokens lie outside 32\.\.63"):
+        session.decode(tokens[:, None] - 32)
 
 
 def test_many_frames_are_decoded_in_parts(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model.rollout(context, horizon=4, samples=2, seed=1).video
-    monkeypatch.setattr("ivideogpt.world_model._FRAMES_DECODED_AT_ONCE", 7)
+    monkeypatch.setattr("ivideogpt.session.session._FRAMES_DECODED_AT_ONCE", 7)
     parts = model.rollout(context, horizon=4, samples=2, seed=1).video
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_equal_contexts_are_worked_on_once(model: WorldModel, context: Tensor, actions: Tensor) -> None:
+    encoded: list[int] = []
+    model.tokenizer.context_encoder.middle.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    many = context[[0, 1, 0, 0, 1]]
+    session = model.start(many, seed=[5, 6, 7, 8, 9])
+    assert encoded == [4]
+    for j in range(2):
+        made = session.step(actions[[0, 1, 2, 2, 0], 1 + j])
+    alone = model.start(context[:1], seed=[8])
+    for j in range(2):
+        expected = alone.step(actions[2:3, 1 + j])
+    assert torch.equal(made.tokens[3], expected.tokens[0])
+    torch.testing.assert_close(made.frame[3], expected.frame[0], atol=1e-5, rtol=1e-5)  # type: ignore[index]
+
+
+def test_closed(model: WorldModel, context: Tensor) -> None:
+    with model.start(context, seed=1) as session:
+        session.step()
+        copy, moment = session.fork([0]), session.snapshot()
+    for use in (session.step, session.snapshot, lambda: session.frames, lambda: session.restore(moment)):
+        with pytest.raises(SessionError, match="this session is closed"):
+            use()
+    assert copy.step().tokens.shape == (1, 4)
+
+
+def test_memory_is_bounded_and_refused_with_the_numbers(
+    model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = model.start(context, branches=3, horizon=4)
+    held = session.bytes
+    assert held <= bytes_needed(model.tokenizer, model.transformer, 3, 9, 4) <= 1.1 * held
+    for _ in range(4):
+        session.step()
+    assert session.bytes == held
+    monkeypatch.setattr("ivideogpt.session.beginning.free_memory", lambda _: held // 2)
+    with pytest.raises(SessionError, match=r"9 rows of 3 new contexts and 4 frames need .* GB; .* GB are free on cpu"):
+        model.start(context, branches=3, horizon=4)
+    with pytest.raises(SessionError, match="900 rows of 0 new contexts"):
+        session.fork([0] * 900)
+    assert session.step().tokens.shape == (9, 4)
+
+
+def test_a_step_that_fails_changes_nothing(
+    model: WorldModel, context: Tensor, actions: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a GPU's memory runs out, at any place of the step."""
+    session, undisturbed = (model.start(context, branches=2, seed=1, horizon=2) for _ in range(2))
+    plain, calls = model.transformer.hidden_states, 0
+
+    def failing(*arguments: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("no more")
+        return plain(*arguments)
+
+    for j in range(4):
+        action = actions[:, 1 + j].repeat_interleave(2, dim=0)
+        calls = 0
+        with monkeypatch.context() as patch:
+            patch.setattr(model.transformer, "hidden_states", failing)
+            with pytest.raises(torch.OutOfMemoryError):
+                session.step(action)
+        with monkeypatch.context() as patch:
+            patch.setattr(model.tokenizer, "decode_future", failing_decode)
+            with pytest.raises(torch.OutOfMemoryError):
+                session.step(action)
+        made, expected = session.step(action), undisturbed.step(action)
+        assert torch.equal(made.tokens, expected.tokens)
+        assert torch.equal(made.frame, expected.frame)  # type: ignore[arg-type]
+
+
+def failing_decode(*_: Any) -> Tensor:
+    raise torch.OutOfMemoryError("no more")

@@ -1,0 +1,381 @@
+"""Sessions: step, look, fork, take back, renew.
+
+Shapes: S contexts, R rows, t context frames, A action size, M dynamics tokens a frame, n tokens, H hidden size, side
+of a frame.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import NamedTuple, Self, SupportsIndex
+
+import torch
+from torch import Tensor
+
+from ivideogpt.config import SamplingConfig
+from ivideogpt.errors import SessionError, ShapeError
+from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, stream_keys
+from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
+from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.tokenizer.compressive import DecodedContext
+from ivideogpt.transformer import BranchedCache, VideoTransformer
+from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.symlog import symexp
+
+_FRAMES_DECODED_AT_ONCE = 256
+
+
+class Step(NamedTuple):
+    """One imagined step of every row."""
+
+    frame: Tensor | None
+    """(R, 3, side, side) float in [0,1]; None where decoding was put off."""
+    reward: Tensor | None
+    """(R,) reward on arriving at this frame, in reward units; None without a reward head."""
+    entropy: Tensor
+    """(R,) mean entropy of the distributions the frame's tokens were drawn from, in nats."""
+    tokens: Tensor
+    """(R, M) int64 token ids of the frame."""
+
+
+class Session:
+    """An imagination under way; made by `WorldModel.start`. The key-value cache lives as long as it does.
+
+    Each different context is tokenized, read and its features are decoded once; all its rows share that. Once `horizon`
+    frames have been imagined from a context, a row's newest frames become its context, so a session never ends and its
+    memory does not grow. A step that fails leaves the session as it was.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CompressiveTokenizer,
+        transformer: VideoTransformer,
+        sampling: SamplingConfig,
+        horizon: int,
+        state: State,
+    ) -> None:
+        self.tokenizer, self.transformer, self.sampling = tokenizer, transformer, sampling
+        self.layout, self.horizon = transformer.layout, horizon
+        self._lazy = transformer.reward_head is None  # with one, each frame's last token is read for the reward
+        self._state: State | None = state
+
+    @classmethod
+    @torch.no_grad()
+    def begin(
+        cls,
+        tokenizer: CompressiveTokenizer,
+        transformer: VideoTransformer,
+        context: Tensor,
+        branches: int,
+        seed: Seed,
+        horizon: int,
+        sampling: SamplingConfig,
+    ) -> Self:
+        """See `WorldModel.start`."""
+        if branches < 1:
+            raise ShapeError(f"branches is {branches}; it must be at least 1.")
+        frames = context_frames(tokenizer, transformer, context)
+        keys = stream_keys(seed, len(frames), branches)
+        first, which = distinct(frames)
+        context_of_row = [which[b] for b in range(len(frames)) for _ in range(branches)]
+        rows = len(context_of_row)
+        require_memory(tokenizer, transformer, len(first), rows, horizon)
+        contexts, prefixes = read_contexts(tokenizer, transformer, frames[first], transformer.reward_head is None)
+        state = State(
+            contexts=contexts,
+            cache=BranchedCache(prefixes, context_of_row, suffix_length(transformer, horizon)),
+            streams=RowStreams(keys),
+            tokens=torch.full(
+                (rows, horizon, transformer.layout.dynamics_tokens),
+                transformer.layout.dynamics_ids.start,
+                device=frames.device,
+            ),
+            segment=[0] * rows,
+            total=[0] * rows,
+            unread=contexts.last_tokens[context_of_row],
+        )
+        return cls(tokenizer, transformer, sampling, horizon, state)
+
+    # What it is
+
+    @property
+    def rows(self) -> int:
+        """Rows R: branches of all contexts."""
+        return len(self._open().segment)
+
+    @property
+    def frames_imagined(self) -> tuple[int, ...]:
+        """For each row the frames imagined since its context was given."""
+        return tuple(self._open().total)
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, bytes, what is shared with forks and snapshots included."""
+        return self._open().bytes
+
+    @property
+    @torch.no_grad()
+    def frames(self) -> Tensor:
+        """(R, t, 3, side, side) float in [0,1]: what each row would take as a context now, its newest frames.
+
+        Frames of the given context as long as fewer have been imagined; with a goal, the goal first.
+        """
+        return self._newest(range(self.rows))
+
+    # Going on
+
+    @torch.no_grad()
+    def step(self, action: Tensor | None = None, *, decode: bool = True) -> Step:
+        """Imagine the next frame of every row.
+
+        Args:
+            action: (R, A) taken at the present frame, on the way to the next; None for none.
+            decode: whether to make pixels; `decode` makes them later from the tokens.
+
+        Raises:
+            ShapeError: an action of the wrong shape, not finite or out of range (names the row and the rule).
+            SessionError: the session is closed.
+        """
+        state = self._open()
+        slot = self._slot(action)
+        self._renew([row for row, frames in enumerate(state.segment) if frames == self.horizon])
+        lengths, unread = list(state.cache.lengths), state.unread
+        try:
+            tokens, entropy = self._frame(state, slot)
+            state.unread = tokens[:, -1]
+            reward = None if self._lazy else self._reward(state)
+            frame = self._decoded(tokens[:, None], range(len(tokens)))[:, 0] if decode else None
+        except BaseException:
+            state.cache.rewind(lengths)
+            state.unread = unread
+            raise
+        state.tokens[torch.arange(len(tokens)), torch.tensor(state.segment)] = tokens
+        state.segment = [number + 1 for number in state.segment]
+        state.total = [number + 1 for number in state.total]
+        state.streams.advance()
+        return Step(frame, reward, entropy, tokens)
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (R,F,M) that the rows imagined from their present contexts -> frames (R,F,3,side,side) in [0,1].
+
+        Raises:
+            ShapeError: tokens of another shape, or ids that are not legal inside a future frame.
+        """
+        expected = (self.rows, self.layout.dynamics_tokens)
+        if tokens.ndim != 3 or (tokens.shape[0], tokens.shape[2]) != expected:
+            raise ShapeError(
+                f"tokens have shape {tuple(tokens.shape)}; this session decodes (R, F, M) = "
+                f"({expected[0]}, F, {expected[1]})."
+            )
+        legal = self.layout.dynamics_ids
+        if tokens.numel() and not (int(tokens.min()) >= legal.start and int(tokens.max()) < legal.stop):
+            raise ShapeError(
+                f"tokens lie outside {legal.start}..{legal.stop - 1}, the ids legal inside a future frame."
+            )
+        return self._decoded(tokens.to(self._open().tokens.device), range(self.rows))
+
+    # Branching, going back, starting anew
+
+    @torch.no_grad()
+    def fork(self, rows: Sequence[int], seed: SupportsIndex | None = None) -> Session:
+        """A new session of copies of these rows, each as often as it is named; this one goes on undisturbed.
+
+        Args:
+            rows: indices of rows.
+            seed: decides the draws of the copies, row n having the stream (seed, n). None: a copy goes on with the
+                stream of its row, so under the same actions it imagines the same.
+
+        Raises:
+            SessionError: no rows, a row that does not exist, or too little memory.
+        """
+        chosen = self._require_rows(rows)
+        require_memory(self.tokenizer, self.transformer, 0, len(chosen), self.horizon)
+        state = self._open().select(chosen)
+        if seed is not None:
+            state.streams.restart(range(len(chosen)), stream_keys(seed, len(chosen), 1))
+        return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, state)
+
+    @torch.no_grad()
+    def snapshot(self) -> Snapshot:
+        """The present moment, to `restore` as often as wanted, also in another session of the same model."""
+        return Snapshot(self._open().copy(), self.transformer, self.tokenizer, self.horizon)
+
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot: rows, frames and random streams are as they were then.
+
+        Raises:
+            SessionError: a snapshot of another model or horizon, or the session is closed.
+        """
+        self._open()
+        if snapshot.transformer is not self.transformer or snapshot.tokenizer is not self.tokenizer:
+            raise SessionError("this snapshot is of another model. Restore it in a session of the model it came from.")
+        if snapshot.horizon != self.horizon:
+            raise SessionError(
+                f"this snapshot is of a session with a horizon of {snapshot.horizon} frames, this one has "
+                f"{self.horizon}. Start the session with the same horizon."
+            )
+        self._state = snapshot.state.copy()
+
+    @torch.no_grad()
+    def reset(self, context: Tensor, rows: Sequence[int], seed: Seed = None) -> None:
+        """Let some rows begin anew, each from a context of its own; the others go on undisturbed.
+
+        Args:
+            context: (n, t, 3, side, side), one for each of the n rows, as in `WorldModel.start`.
+            rows: indices of the n rows, each once.
+            seed: as in `WorldModel.start`, a context having one branch. None: each row goes on with its stream.
+
+        Raises:
+            ShapeError: contexts or seeds that do not fit the rows or the model.
+            SessionError: no rows, a row that does not exist or is named twice, or the session is closed.
+        """
+        chosen = self._require_rows(rows)
+        if len(set(chosen)) != len(chosen):
+            raise SessionError(f"rows are {chosen}; each row can be reset once at a time. Name each once.")
+        frames = context_frames(self.tokenizer, self.transformer, context)
+        if len(frames) != len(chosen):
+            raise ShapeError(f"{len(frames)} contexts were given for {len(chosen)} rows; give one a row.")
+        keys = None if seed is None else stream_keys(seed, len(chosen), 1)
+        self._begin_from(chosen, frames)
+        state = self._open()
+        for row in chosen:
+            state.total[row] = 0
+        if keys is not None:
+            state.streams.restart(chosen, keys)
+
+    def close(self) -> None:
+        """Free the memory; the session cannot be used any more. Forks and snapshots can."""
+        self._state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # One frame
+
+    def _frame(self, state: State, slot: Tensor) -> tuple[Tensor, Tensor]:
+        """From the slot's embedding (R,H): the frame's tokens (R,M) and the mean entropy of their draws (R,)."""
+        uniform = state.streams.uniform(self.layout.dynamics_tokens)
+        first = slot[:, None]
+        if self._lazy:
+            first = torch.cat([self._unread(state), first], dim=1)
+        hidden = self._read(state, first)
+        sampled: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for i in range(self.layout.dynamics_tokens):
+            if i > 0:
+                hidden = self._read(state, self._dynamics(sampled[-1], i - 1))
+            code, entropy = sample(self.transformer.dynamics_logits(hidden), uniform[:, i], self.sampling)
+            sampled.append(code + self.layout.dynamics_ids.start)
+            entropies.append(entropy)
+        return torch.stack(sampled, dim=1), torch.stack(entropies, dim=1).mean(dim=1)
+
+    def _slot(self, action: Tensor | None) -> Tensor:
+        """Embedding (R, H) of the S2 slot with its action."""
+        transformer, rows = self.transformer, self.rows
+        slots = torch.full((rows,), self.layout.future_slot, device=transformer.embedding.weight.device)
+        slot = transformer.embed_tokens(slots, self.layout.future_slot_place)
+        if action is None:
+            return slot
+        expected = (rows, transformer.config.action_dim)
+        if transformer.action_in is not None and tuple(action.shape) != expected:
+            raise ShapeError(f"action has shape {tuple(action.shape)}; this session takes (rows, A) = {expected}.")
+        transformer.require_values(action)
+        return slot + transformer.embed_actions(action.to(slot.device)).to(slot.dtype)
+
+    def _unread(self, state: State) -> Tensor:
+        """Embedding (R,1,H) of each row's last token: of a context, or of a future frame."""
+        context, future = self.layout.context_places[-1], self.layout.dynamics_places[-1]
+        places = [future if frames else context for frames in state.segment]
+        return self.transformer.embed_tokens(state.unread, torch.tensor(places, device=state.unread.device))[:, None]
+
+    def _dynamics(self, token: Tensor, number: int) -> Tensor:
+        """Embedding (R,1,H) of token ids (R,), the `number`-th of their frame."""
+        return self.transformer.embed_tokens(token, self.layout.dynamics_places[number])[:, None]
+
+    def _read(self, state: State, x: Tensor) -> Tensor:
+        """Read embeddings (R,n,H); hidden state (R,H) of the last one."""
+        return self.transformer.hidden_states(x, state.cache)[:, -1]
+
+    def _reward(self, state: State) -> Tensor:
+        """Reward (R,) from the last token, which is read for it. Without a head it is read with the next slot."""
+        hidden = self._read(state, self._dynamics(state.unread, -1))
+        reward = self.transformer.rewards(hidden)
+        assert reward is not None, "there is a reward head"
+        reward = reward.float()
+        return symexp(reward) if self.transformer.config.reward_symlog else reward
+
+    # Frames and contexts
+
+    def _decoded(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
+        """Tokens (R,F,M) of these rows -> frames (R,F,3,side,side)."""
+        state = self._open()
+        if tokens.shape[1] == 0:
+            return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
+        codes = tokens - self.layout.dynamics_ids.start
+        features, groups = state.contexts.features, state.cache.groups
+        if groups.regular and len(rows) == self.rows:
+            together = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
+            at_once = max(1, _FRAMES_DECODED_AT_ONCE // groups.prefixes)
+            decoded = DecodedContext(codes.new_empty(0), features)
+            chunks = [self.tokenizer.decode_future(part, decoded) for part in together.split(at_once, dim=1)]
+            return _as_frames(torch.cat(chunks, dim=1)).view(*codes.shape[:2], *chunks[0].shape[2:])
+        at_once = max(1, _FRAMES_DECODED_AT_ONCE // codes.shape[1])
+        context_of = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
+        chunks = []
+        for part, index in zip(codes.split(at_once), context_of.split(at_once), strict=True):
+            own = [(keys.index_select(0, index), values.index_select(0, index)) for keys, values in features]
+            chunks.append(self.tokenizer.decode_future(part, DecodedContext(codes.new_empty(0), own)))
+        return _as_frames(torch.cat(chunks))
+
+    def _newest(self, rows: Sequence[int]) -> Tensor:
+        """(len(rows), t, 3, side, side): see `frames`."""
+        state, goal = self._open(), int(self.layout.goal)
+        wanted, t = self.layout.context_frames - goal, self.layout.context_frames
+        device = state.tokens.device
+        chosen = torch.tensor(list(rows), device=device)
+        imagined = torch.tensor([state.segment[row] for row in rows], device=device)
+        numbers = imagined[:, None] + torch.arange(-wanted, 0, device=device)  # below 0: of the context
+        given = state.contexts.frames[torch.tensor(state.prefix_of_row, device=device)[chosen]].float()
+        old = given[torch.arange(len(rows), device=device)[:, None], (t + numbers).clamp(max=t - 1)]
+        if int(imagined.max()) > 0:
+            tokens = state.tokens[chosen[:, None], numbers.clamp(min=0)]
+            is_old = (numbers < 0)[:, :, None, None, None]
+            old = torch.where(is_old, old, self._decoded(tokens, rows))
+        return torch.cat([given[:, :goal], old], dim=1)
+
+    def _renew(self, rows: list[int]) -> None:
+        """Make the newest frames of these rows, whose segment is used up, their context."""
+        if rows:
+            self._begin_from(rows, self._newest(rows).to(self.tokenizer.context_in.weight.dtype))
+
+    def _begin_from(self, rows: list[int], frames: Tensor) -> None:
+        """Let rows go on from contexts of their own (len(rows),t,3,side,side)."""
+        first, which = distinct(frames)
+        contexts, prefixes = read_contexts(self.tokenizer, self.transformer, frames[first], self._lazy)
+        self._open().restart(rows, contexts, prefixes, which)
+
+    # Checks
+
+    def _open(self) -> State:
+        if self._state is None:
+            raise SessionError("this session is closed. Start a new one.")
+        return self._state
+
+    def _require_rows(self, rows: Sequence[int]) -> list[int]:
+        chosen = [operator.index(row) for row in rows]
+        if not chosen:
+            raise SessionError("rows is empty; name at least one.")
+        for row in chosen:
+            if not 0 <= row < self.rows:
+                raise SessionError(f"row {row} does not exist; this session has rows 0..{self.rows - 1}.")
+        return chosen
+
+
+def _as_frames(decoded: Tensor) -> Tensor:
+    return decoded.float().clamp(0, 1)

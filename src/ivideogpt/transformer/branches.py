@@ -1,0 +1,195 @@
+"""Many rows that continue few prefixes: each prefix is kept and read once, each row has a suffix of its own.
+
+Shapes: S prefixes, R rows, h heads, n new positions, P positions of a prefix, U of a suffix, D channels a head,
+X anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ivideogpt.transformer.cache import KeyValueCache, require_capacity
+
+
+class Groups:
+    """Which rows continue which prefix, and how rows are laid side by side for one product a prefix.
+
+    Args:
+        prefix_of_row: R indices of prefixes.
+        prefixes: S.
+    """
+
+    def __init__(self, prefix_of_row: Sequence[int], prefixes: int) -> None:
+        self.prefix_of_row, self.prefixes = tuple(prefix_of_row), prefixes
+        rows: list[list[int]] = [[] for _ in range(prefixes)]
+        for row, prefix in enumerate(self.prefix_of_row):
+            rows[prefix].append(row)
+        self.largest = max(len(group) for group in rows)
+        flat = [row for group in rows for row in group]
+        self.regular = flat == list(range(len(flat))) and all(len(group) == self.largest for group in rows)
+        """Whether the rows stand prefix by prefix, equally many of each: then nothing need be moved."""
+        # Small groups are filled up with row 0; what it gets there is thrown away.
+        self._padded = torch.tensor([group + [0] * (self.largest - len(group)) for group in rows]).flatten()
+        back = {row: s * self.largest + k for s, group in enumerate(rows) for k, row in enumerate(group)}
+        self._back = torch.tensor([back[row] for row in range(len(flat))])
+
+    def gather(self, x: Tensor) -> Tensor:
+        """(R,h,n,X) -> (S,h,K*n,X), K the size of the largest group."""
+        padded = x if self.regular else x[self._padded.to(x.device)]
+        if self.largest == 1:
+            return padded
+        return padded.unflatten(0, (self.prefixes, self.largest)).transpose(1, 2).flatten(2, 3)
+
+    def scatter(self, x: Tensor) -> Tensor:
+        """(S,h,K*n,X) -> (R,h,n,X): the inverse of `gather`."""
+        if self.largest > 1:
+            x = x.unflatten(2, (self.largest, -1)).transpose(1, 2).flatten(0, 1)
+        return x if self.regular else x[self._back.to(x.device)]
+
+
+def regrouped(
+    prefix_of_row: Sequence[int], rows: Sequence[int], new_prefix_of_row: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """Where every row stands once some `rows` have moved to new prefixes.
+
+    Returns:
+        The old prefixes that are still in use, and for every row its prefix among those and, behind them, the new.
+    """
+    moved = dict(zip(rows, new_prefix_of_row, strict=True))
+    kept = sorted({prefix for row, prefix in enumerate(prefix_of_row) if row not in moved})
+    place = {old: new for new, old in enumerate(kept)}
+    after = [len(kept) + moved[row] if row in moved else place[prefix] for row, prefix in enumerate(prefix_of_row)]
+    return kept, after
+
+
+class Prefixes(NamedTuple):
+    """Keys and values of S prefixes of the same length, each (layers, S, h, P, D); never written to again."""
+
+    keys: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, cache: KeyValueCache) -> Prefixes:
+        """What a cache holds, not copied."""
+        filled = slice(0, cache.length)
+        return cls(cache.keys[:, :, :, filled], cache.values[:, :, :, filled])
+
+    def with_others(self, kept: Sequence[int], others: Prefixes) -> Prefixes:
+        """Some of these, copied, and others behind them."""
+        if not kept:
+            return others
+        index = torch.tensor(list(kept), device=self.keys.device)
+        pairs = zip(self, others, strict=True)
+        return Prefixes(*(torch.cat([ours.index_select(1, index), theirs], dim=1) for ours, theirs in pairs))
+
+
+class BranchedCache:
+    """Keys and values of prefixes, each shared by the rows that continue it, and of every row's own suffix.
+
+    Attention to the prefix is one product for all rows of a prefix, and is merged exactly with that to the suffix:
+    one softmax over both. Rows may have suffixes of different length.
+
+    Args:
+        prefixes: what the rows continue.
+        prefix_of_row: for each row the index of its prefix.
+        capacity: most positions U of a suffix.
+    """
+
+    def __init__(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> None:
+        layers, count, heads, self.prefix_length, head_dim = prefixes.keys.shape
+        shape = (layers, len(prefix_of_row), heads, capacity, head_dim)
+        self.prefixes, self.groups = prefixes, Groups(prefix_of_row, count)
+        self.keys, self.values = prefixes.keys.new_empty(shape), prefixes.keys.new_empty(shape)
+        self.capacity = capacity
+        self.lengths = [0] * len(prefix_of_row)
+        """Positions filled in each row's suffix."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, bytes; prefixes that are shared with another session are counted here too."""
+        return sum(x.nbytes for x in (*self.prefixes, self.keys, self.values))
+
+    @property
+    def furthest(self) -> int:
+        """Positions filled in the row that got furthest, prefix included."""
+        return self.prefix_length + max(self.lengths)
+
+    @property
+    def in_step(self) -> bool:
+        """Whether all rows are equally far."""
+        return min(self.lengths) == max(self.lengths)
+
+    def positions(self, count: int) -> slice | Tensor:
+        """See `Cache`."""
+        if self.in_step:
+            return slice(self.furthest, self.furthest + count)
+        return self.prefix_length + self._own_positions(count)
+
+    def require_room(self, tokens: int) -> None:
+        """Raise `ShapeError` unless `tokens` more positions fit into every suffix."""
+        require_capacity(max(self.lengths), tokens, self.capacity)
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """See `Cache`; (R,h,n,D) each."""
+        count, end = queries.shape[2], max(self.lengths) + queries.shape[2]
+        self._write(layer, keys, values)
+        queries = queries * queries.shape[-1] ** -0.5
+        shared = self.groups.scatter(self.groups.gather(queries) @ self.prefixes.keys[layer].transpose(-1, -2))
+        own = queries @ self.keys[layer, :, :, :end].transpose(-1, -2)  # (R, h, n, end)
+        if count > 1 or not self.in_step:
+            own = own.masked_fill(self._later(count, end), -torch.inf)
+        weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        to_prefix, to_own = weights.split([self.prefix_length, end], dim=-1)
+        seen = self.groups.scatter(self.groups.gather(to_prefix) @ self.prefixes.values[layer])
+        return seen + to_own @ self.values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` more positions of every suffix as filled."""
+        self.lengths = [length + tokens for length in self.lengths]
+
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Forget what was written behind these lengths of the suffixes."""
+        self.lengths = list(lengths)
+
+    def select(self, rows: Sequence[int]) -> BranchedCache:
+        """A cache of these rows, each as often as it is named, that shares the prefixes and copies the suffixes."""
+        other = BranchedCache(self.prefixes, [self.groups.prefix_of_row[row] for row in rows], self.capacity)
+        filled, index = slice(0, max(self.lengths)), torch.tensor(list(rows), device=self.keys.device)
+        other.keys[:, :, :, filled] = self.keys[:, :, :, filled].index_select(1, index)
+        other.values[:, :, :, filled] = self.values[:, :, :, filled].index_select(1, index)
+        other.lengths = [self.lengths[row] for row in rows]
+        return other
+
+    def restart(self, rows: Sequence[int], prefixes: Prefixes, prefix_of_row: Sequence[int]) -> None:
+        """Let these rows continue new prefixes from the beginning; prefixes without a row are dropped."""
+        kept, after = regrouped(self.groups.prefix_of_row, rows, prefix_of_row)
+        self.prefixes = self.prefixes.with_others(kept, prefixes)
+        self.groups = Groups(after, len(self.prefixes.keys[0]))
+        for row in rows:
+            self.lengths[row] = 0
+
+    def _own_positions(self, count: int) -> Tensor:
+        """(R, n) positions of the next tokens in their suffixes."""
+        starts = torch.tensor(self.lengths, device=self.keys.device)
+        return starts[:, None] + torch.arange(count, device=self.keys.device)
+
+    def _later(self, count: int, end: int) -> Tensor:
+        """Bool, True where a suffix position comes after the query: (n, end), or (R, 1, n, end) out of step."""
+        places = torch.arange(end, device=self.keys.device)
+        if self.in_step:
+            return places > places[end - count :, None]
+        return places > self._own_positions(count)[:, None, :, None]
+
+    def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        count = keys.shape[2]
+        if self.in_step:
+            place = slice(self.lengths[0], self.lengths[0] + count)
+            self.keys[layer, :, :, place], self.values[layer, :, :, place] = keys, values
+            return
+        rows, places = torch.arange(len(keys), device=keys.device)[:, None], self._own_positions(count)
+        self.keys[layer][rows, :, places] = keys.transpose(1, 2)  # (R, n, h, D)
+        self.values[layer][rows, :, places] = values.transpose(1, 2)

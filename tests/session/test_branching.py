@@ -1,0 +1,253 @@
+"""Forks, snapshots, resets and long walks against sessions that do nothing of the kind."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from ivideogpt import Session, WorldModel
+from ivideogpt.config import SamplingConfig
+from ivideogpt.errors import SessionError, ShapeError
+
+MakeWorldModel = Callable[..., WorldModel]
+MakeFrames = Callable[..., Tensor]
+
+A, HORIZON = 3, 3
+SAMPLING = SamplingConfig(temperature=1.2, top_k=20)
+
+
+@pytest.fixture(params=[True, False], ids=["reward", "no reward"])
+def model(request: pytest.FixtureRequest, make_world_model: MakeWorldModel) -> WorldModel:
+    return make_world_model(action_dim=A, reward=request.param, place_embedding=True)
+
+
+@dataclasses.dataclass
+class Life:
+    """All that decides a row's future: its context, its seed, and the actions it took."""
+
+    context: int
+    seed: int
+    actions: list[Tensor]
+
+
+class Twins:
+    """A session under test beside the lives of its rows."""
+
+    def __init__(self, model: WorldModel, contexts: Tensor) -> None:
+        self.model, self.contexts = model, contexts
+        self.lives = [Life(0, 0, []), Life(1, 1, []), Life(2, 2, [])]
+        self.session = model.start(contexts[:3], seed=[0, 1, 2], horizon=HORIZON, sampling=SAMPLING)
+        self.draw = torch.Generator().manual_seed(1)
+        self.kept: tuple[Any, list[Life]] | None = None
+        self.next_seed = 3
+
+    def step(self) -> None:
+        actions = torch.rand(len(self.lives), A, generator=self.draw) * 2 - 1
+        made = self.session.step(actions)
+        for row, life in enumerate(self.lives):
+            life.actions.append(actions[row])
+            expected = self.alone(life)
+            assert torch.equal(made.tokens[row], expected.tokens[0]), f"row {row}"
+            torch.testing.assert_close(made.frame[row], expected.frame[0], atol=1e-4, rtol=0)  # type: ignore[index]
+            if expected.reward is not None:
+                torch.testing.assert_close(made.reward[row], expected.reward[0], atol=1e-4, rtol=0)  # type: ignore[index]
+
+    def alone(self, life: Life) -> Any:
+        context = self.contexts[life.context][None]
+        session = self.model.start(context, seed=[life.seed], horizon=HORIZON, sampling=SAMPLING)
+        for action in life.actions:
+            step = session.step(action[None])
+        return step
+
+    def fork(self, rows: list[int]) -> None:
+        self.session = self.session.fork(rows)
+        self.lives = [copy.deepcopy(self.lives[row]) for row in rows]
+
+    def reset(self, rows: list[int]) -> None:
+        which = [(row + self.next_seed) % len(self.contexts) for row in rows]
+        seeds = [self.next_seed + i for i in range(len(rows))]
+        self.session.reset(self.contexts[which], rows, seed=seeds)
+        for row, context, seed in zip(rows, which, seeds, strict=True):
+            self.lives[row] = Life(context, seed, [])
+        self.next_seed += len(rows)
+
+    def snapshot(self) -> None:
+        self.kept = self.session.snapshot(), copy.deepcopy(self.lives)
+
+    def restore(self) -> None:
+        if self.kept is not None:
+            self.session.restore(self.kept[0])
+            self.lives = copy.deepcopy(self.kept[1])
+
+
+@given(st.data())
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_row_lives_its_own_life(model: WorldModel, make_frames: MakeFrames, data: st.DataObject) -> None:
+    twins = Twins(model, make_frames(5, 2))
+    for _ in range(data.draw(st.integers(3, 7), label="operations")):
+        rows = st.integers(0, len(twins.lives) - 1)
+        what = data.draw(st.sampled_from(["step", "step", "step", "fork", "reset", "snapshot", "restore"]))
+        if what == "fork":
+            twins.fork(data.draw(st.lists(rows, min_size=1, max_size=4), label="fork"))
+        elif what == "reset":
+            twins.reset(data.draw(st.lists(rows, min_size=1, unique=True), label="reset"))
+        else:
+            getattr(twins, what)()
+    twins.step()
+
+
+def walk(session: Session, actions: Tensor) -> list[Tensor]:
+    return [session.step(action.expand(session.rows, -1)).tokens for action in actions]
+
+
+def test_a_fork_leaves_its_session_alone(model: WorldModel, make_frames: MakeFrames) -> None:
+    session, undisturbed = (model.start(make_frames(2, 2), 2, seed=4, horizon=HORIZON) for _ in range(2))
+    actions = torch.rand(6, A)
+    walk(session, actions[:2])
+    walk(undisturbed, actions[:2])
+    copies, others = session.fork([3, 3, 0]), session.fork([3, 3, 0], seed=9)
+    ahead, different = (walk(each, actions[2:]) for each in (copies, others))
+    expected = walk(undisturbed, actions[2:])
+    assert all(torch.equal(a, b[[3, 3, 0]]) for a, b in zip(ahead, expected, strict=True))
+    assert not all(torch.equal(a[0], a[1]) for a in different), "a seed lets copies of a row part"
+    assert all(torch.equal(a, b) for a, b in zip(walk(session, actions[2:]), expected, strict=True))
+
+
+def test_a_snapshot_can_be_restored_again_and_elsewhere(model: WorldModel, make_frames: MakeFrames) -> None:
+    frames, actions = make_frames(2, 2), torch.rand(6, A)
+    session = model.start(frames, seed=1, horizon=HORIZON)
+    walk(session, actions[:2])
+    moment = session.snapshot()
+    futures = []
+    for _ in range(2):
+        futures.append(walk(session, actions[2:]))
+        session.reset(frames.flip(0), [0, 1])
+        session.restore(moment)
+        assert session.frames_imagined == (2, 2)
+    other = model.start(frames[:1], branches=5, horizon=HORIZON)
+    other.restore(moment)
+    futures.append(walk(other, actions[2:]))
+    for tokens in zip(*futures, strict=True):
+        assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
+
+
+def test_a_snapshot_of_another_model_is_refused(
+    model: WorldModel, make_world_model: MakeWorldModel, make_frames: MakeFrames
+) -> None:
+    session = model.start(make_frames(1, 2), seed=1, horizon=HORIZON)
+    other = make_world_model(action_dim=A, reward=model.transformer.config.reward, place_embedding=True)
+    with pytest.raises(SessionError, match="of another model"):
+        session.restore(other.start(make_frames(1, 2), horizon=HORIZON).snapshot())
+    with pytest.raises(SessionError, match="a horizon of 5 frames, this one has 3"):
+        session.restore(model.start(make_frames(1, 2), horizon=5).snapshot())
+    assert session.step().tokens.shape == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [([], "rows is empty"), ([0, 4], "row 4 does not exist; this session has rows 0..3"), ([-1], "row -1 does")],
+)
+def test_rows_that_do_not_exist(model: WorldModel, make_frames: MakeFrames, rows: list[int], message: str) -> None:
+    session = model.start(make_frames(2, 2), branches=2)
+    with pytest.raises(SessionError, match=message):
+        session.fork(rows)
+    with pytest.raises(SessionError, match=message):
+        session.reset(make_frames(max(1, len(rows)), 2), rows)
+
+
+def test_resets_that_do_not_fit(model: WorldModel, make_frames: MakeFrames) -> None:
+    session, untouched = (model.start(make_frames(2, 2), branches=2, seed=1) for _ in range(2))
+    wrong: list[tuple[type[Exception], str, Tensor, list[int], Any]] = [
+        (SessionError, r"rows are \[1, 1\]; each row can be reset once", make_frames(2, 2), [1, 1], None),
+        (ShapeError, "1 contexts were given for 2 rows", make_frames(1, 2), [0, 1], None),
+        (ShapeError, "3 context frames were given", make_frames(1, 3), [0], None),
+        (ShapeError, "these lie in", make_frames(1, 2) * 255, [0], None),
+        (ShapeError, "2 seeds for 1 contexts", make_frames(1, 2), [0], [1, 2]),
+    ]
+    for error, message, context, rows, seed in wrong:
+        with pytest.raises(error, match=message):
+            session.reset(context, rows, seed=seed)
+    assert torch.equal(session.step().tokens, untouched.step().tokens)
+
+
+def test_contexts_of_mixed_size(model: WorldModel, make_frames: MakeFrames) -> None:
+    with pytest.raises(
+        ShapeError, match=r"frames have shape \(1, 2, 3, 32, 32\); this model takes \(B, T, 3, 16, 16\)"
+    ):
+        model.start(make_frames(1, 2, 32))
+    with pytest.raises(ShapeError, match="branches is 0"):
+        model.start(make_frames(1, 2), branches=0)
+    with pytest.raises(ShapeError, match="0 contexts were given"):
+        model.start(make_frames(1, 2)[:0])
+
+
+# Frames, and beyond the trained length
+
+
+def test_the_newest_frames(model: WorldModel, make_frames: MakeFrames) -> None:
+    context = make_frames(2, 2)
+    session = model.start(context, branches=2, seed=1, horizon=HORIZON)
+    video = [*context.repeat_interleave(2, dim=0).unbind(1)]
+    for _ in range(2 * HORIZON + 1):
+        torch.testing.assert_close(session.frames, torch.stack(video[-2:], dim=1), atol=1e-5, rtol=0)
+        frame = session.step().frame
+        assert frame is not None
+        video.append(frame)
+
+
+def test_newest_frames_become_the_context(model: WorldModel, make_frames: MakeFrames) -> None:
+    session = model.start(make_frames(2, 2), branches=2, seed=1, horizon=HORIZON)
+    for _ in range(HORIZON):
+        session.step()
+    frames, held = session.frames, session.bytes
+    fresh = model.start(frames, seed=1, horizon=HORIZON)
+    fresh._open().streams = session._open().streams.select(range(4))  # the draws of the same moment
+    for _ in range(2):
+        assert torch.equal(session.step().tokens, fresh.step().tokens)
+    assert session.bytes <= held + 2 * fresh.bytes, "every row has a context of its own now"
+
+
+def test_a_goal_stays_the_goal(make_tokenizer: Any, make_transformer: Any, make_frames: MakeFrames) -> None:
+    tokenizer = make_tokenizer(context_frames=3)
+    layout = dataclasses.replace(tokenizer.layout, goal=True)
+    model = WorldModel(tokenizer, make_transformer(layout=layout))
+    context = make_frames(2, 3)
+    session = model.start(context, seed=1, horizon=HORIZON)
+    for _ in range(HORIZON + 1):
+        session.step()
+    assert torch.equal(session.frames[:, 0], context[:, 0])
+    assert session.frames.shape == (2, 3, 3, 16, 16)
+
+
+def test_five_hundred_frames_in_bounded_memory(model: WorldModel, make_frames: MakeFrames) -> None:
+    session = model.start(make_frames(1, 2), branches=2, seed=1, horizon=7)
+    held = []
+    for number in range(500):
+        step = session.step(decode=number % 50 == 0)
+        assert torch.isfinite(step.entropy).all()
+        held.append(session.bytes)
+    assert session.frames_imagined == (500, 500)
+    assert max(held[7:]) == held[-1], "once every row has a context of its own, nothing grows"
+
+
+def test_rollouts_beyond_the_trained_length(make_world_model: MakeWorldModel, make_frames: MakeFrames) -> None:
+    model = make_world_model(action_dim=A, reward=True, trained_frames=5)
+    assert model.trained_horizon == 3
+    context, actions = make_frames(2, 2), torch.rand(2, 12, A)
+    rollout = model.rollout(context, actions, samples=2, seed=3)
+    assert rollout.rewards is not None
+    assert (rollout.video.shape, rollout.rewards.shape) == ((2, 2, 12, 3, 16, 16), (2, 2, 10))
+    session = model.start(context, 2, seed=3)
+    for j in range(10):
+        step = session.step(actions[:, 1 + j].repeat_interleave(2, dim=0))
+        assert step.frame is not None and step.reward is not None
+        torch.testing.assert_close(rollout.video[:, :, 2 + j].flatten(0, 1), step.frame, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(rollout.rewards[:, :, j].flatten(), step.reward, atol=1e-5, rtol=1e-5)
