@@ -144,6 +144,7 @@ class WorldModel(nn.Module):
         *,
         horizon: int | None = None,
         sampling: SamplingConfig | None = None,
+        drafts: bool = True,
     ) -> Session:
         """Begin to imagine from context frames. Puts the model into eval mode.
 
@@ -156,6 +157,8 @@ class WorldModel(nn.Module):
             horizon: frames imagined from one context, after which a row's newest t frames become its context;
                 `trained_horizon` where left out. Memory is taken for as many.
             sampling: how tokens are drawn; the model's own way where left out.
+            drafts: whether a single row may guess a frame's tokens from the frame before, where that turns out to be
+                faster; the tokens are the same.
 
         Raises:
             ShapeError: frames, branches, seeds or horizon that do not fit.
@@ -169,7 +172,7 @@ class WorldModel(nn.Module):
             )
         self.eval()
         sampling = sampling or self.sampling
-        return Session.begin(self.tokenizer, self.transformer, context, branches, seed, horizon, sampling)
+        return Session.begin(self.tokenizer, self.transformer, context, branches, seed, horizon, sampling, drafts)
 
     @torch.no_grad()
     def rollout(

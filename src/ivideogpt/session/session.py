@@ -16,11 +16,12 @@ from torch import Tensor
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, stream_keys
+from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
 from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.compressive import DecodedContext
 from ivideogpt.transformer import BranchedCache, VideoTransformer
-from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
 _FRAMES_DECODED_AT_ONCE = 256
@@ -54,8 +55,10 @@ class Session:
         sampling: SamplingConfig,
         horizon: int,
         state: State,
+        drafts: bool = True,
     ) -> None:
         self.tokenizer, self.transformer, self.sampling = tokenizer, transformer, sampling
+        self._guessing = Guessing(drafts)
         self.layout, self.horizon = transformer.layout, horizon
         self._lazy = transformer.reward_head is None  # with one, each frame's last token is read for the reward
         self._state: State | None = state
@@ -71,6 +74,7 @@ class Session:
         seed: Seed,
         horizon: int,
         sampling: SamplingConfig,
+        drafts: bool,
     ) -> Self:
         """See `WorldModel.start`."""
         if branches < 1:
@@ -95,7 +99,7 @@ class Session:
             total=[0] * rows,
             unread=contexts.last_tokens[context_of_row],
         )
-        return cls(tokenizer, transformer, sampling, horizon, state)
+        return cls(tokenizer, transformer, sampling, horizon, state, drafts)
 
     # What it is
 
@@ -195,7 +199,8 @@ class Session:
         state = self._open().select(chosen)
         if seed is not None:
             state.streams.restart(range(len(chosen)), stream_keys(seed, len(chosen), 1))
-        return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, state)
+        drafts = self._guessing.allowed
+        return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, state, drafts)
 
     @torch.no_grad()
     def snapshot(self) -> Snapshot:
@@ -261,19 +266,17 @@ class Session:
     def _frame(self, state: State, slot: Tensor) -> tuple[Tensor, Tensor]:
         """From the slot's embedding (R,H): the frame's tokens (R,M) and the mean entropy of their draws (R,)."""
         uniform = state.streams.uniform(self.layout.dynamics_tokens)
-        first = slot[:, None]
+        lead = slot[:, None]
         if self._lazy:
-            first = torch.cat([self._unread(state), first], dim=1)
-        hidden = self._read(state, first)
-        sampled: list[Tensor] = []
-        entropies: list[Tensor] = []
-        for i in range(self.layout.dynamics_tokens):
-            if i > 0:
-                hidden = self._read(state, self._dynamics(sampled[-1], i - 1))
-            code, entropy = sample(self.transformer.dynamics_logits(hidden), uniform[:, i], self.sampling)
-            sampled.append(code + self.layout.dynamics_ids.start)
-            entropies.append(entropy)
-        return torch.stack(sampled, dim=1), torch.stack(entropies, dim=1).mean(dim=1)
+            lead = torch.cat([self._unread(state), lead], dim=1)
+        drawing = (self.transformer, state.cache, lead)
+        if self._guessing.worthwhile(len(slot), min(state.segment)):
+            before = state.tokens[torch.arange(len(slot)), torch.tensor(state.segment) - 1]
+            tokens, entropies, passes = draw_by_drafts(*drawing, before, uniform, self.sampling)
+            self._guessing.learn(passes, self.layout.dynamics_tokens)
+        else:
+            tokens, entropies = draw_in_turn(*drawing, uniform, self.sampling)
+        return tokens, entropies.mean(dim=1)
 
     def _slot(self, action: Tensor | None) -> Tensor:
         """Embedding (R, H) of the S2 slot with its action."""
@@ -294,18 +297,10 @@ class Session:
         places = [future if frames else context for frames in state.segment]
         return self.transformer.embed_tokens(state.unread, torch.tensor(places, device=state.unread.device))[:, None]
 
-    def _dynamics(self, token: Tensor, number: int) -> Tensor:
-        """Embedding (R,1,H) of token ids (R,), the `number`-th of their frame."""
-        return self.transformer.embed_tokens(token, self.layout.dynamics_places[number])[:, None]
-
-    def _read(self, state: State, x: Tensor) -> Tensor:
-        """Read embeddings (R,n,H); hidden state (R,H) of the last one."""
-        return self.transformer.hidden_states(x, state.cache)[:, -1]
-
     def _reward(self, state: State) -> Tensor:
         """Reward (R,) from the last token, which is read for it. Without a head it is read with the next slot."""
-        hidden = self._read(state, self._dynamics(state.unread, -1))
-        reward = self.transformer.rewards(hidden)
+        last = self.transformer.embed_tokens(state.unread, self.layout.dynamics_places[-1])[:, None]
+        reward = self.transformer.rewards(self.transformer.hidden_states(last, state.cache)[:, -1])
         assert reward is not None, "there is a reward head"
         reward = reward.float()
         return symexp(reward) if self.transformer.config.reward_symlog else reward
