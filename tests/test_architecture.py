@@ -25,6 +25,7 @@ FLOORS = (
     ("hub",),
     ("tokenizer", "transformer"),
     ("session",),
+    ("tuning",),
     ("world_model",),
     ("training",),
     ("envs",),

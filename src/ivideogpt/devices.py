@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -63,9 +66,29 @@ def free_memory(device: torch.device) -> int | None:
     return None if kilobytes is None else int(kilobytes) * 1024
 
 
+def device_name(device: torch.device) -> str:
+    """What the hardware is called, for people and for telling machines apart."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_model()}, {os.cpu_count()} cores"
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    return next(_cpu_fields("model name"), platform.processor() or platform.machine())
+
+
 def _linux_cpu_flags() -> list[str]:
+    return next(_cpu_fields("flags", "features"), "").split()
+
+
+def _cpu_fields(*names: str) -> Iterator[str]:
+    """Values of the lines of /proc/cpuinfo with these names; none where there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return []
-    return next((line.split() for line in lines if line.lower().startswith(("flags", "features"))), [])
+        return
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name.strip().lower() in names:
+            yield value.strip()

@@ -7,20 +7,24 @@ frames, F future frames, A action size, M dynamics tokens a frame, R resolution.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import SamplingConfig
-from ivideogpt.devices import choose_device
-from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
+from ivideogpt.devices import choose_device, device_name, wants_bf16
+from ivideogpt.errors import CheckpointError, ConfigError, ShapeError, unknown_name
 from ivideogpt.session import Session
 from ivideogpt.session.beginning import Seed
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
+from ivideogpt.tuning import fastest
+
+Precision = Literal["auto", "float32", "bf16", "int8"]
 
 
 class Rollout(NamedTuple):
@@ -60,6 +64,9 @@ class WorldModel(nn.Module):
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.sampling = sampling or SamplingConfig()
+        self.is_prepared = False
+        self.choice: str | None = None
+        """What `prepared("auto")` measured and chose."""
         self.eval()
 
     @classmethod
@@ -107,6 +114,8 @@ class WorldModel(nn.Module):
             OutputError: the folder holds something, or the disk is full.
             CheckpointError: the official layout cannot express this model.
         """
+        if self.is_prepared:
+            raise CheckpointError("a model prepared for imagining cannot be saved. Save the one it was made from.")
         parts = [dict(self.tokenizer.state_dict()), dict(self.transformer.state_dict())]
         if dtype is not None:
             parts = [hub.as_dtype(part, dtype) for part in parts]
@@ -116,6 +125,49 @@ class WorldModel(nn.Module):
             sampling=self.sampling,
         )
         return hub.save(folder, checkpoint, layout=layout, overwrite=overwrite)
+
+    def prepared(self, precision: Precision = "auto") -> WorldModel:
+        """A copy made for imagining: it imagines faster or in less memory, and cannot be trained or saved.
+
+        Args:
+            precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
+                is bf16; or `"auto"`, the fastest of those that the hardware has, measured when first asked for and
+                then remembered (`choice` says what was measured). benchmarks/README.md has what they cost in quality.
+
+        Raises:
+            ConfigError: another precision.
+        """
+        if precision not in get_args(Precision):
+            raise ConfigError(unknown_name("precision", precision, get_args(Precision)))
+        if precision == "auto":
+            return self._fastest()
+        dtype = torch.float32 if precision == "float32" else torch.bfloat16
+        transformer = self.transformer.prepared(dtype, int8=precision == "int8")
+        other = WorldModel(self.tokenizer.prepared(dtype), transformer, self.sampling)
+        other.is_prepared = True
+        return other
+
+    def _fastest(self) -> WorldModel:
+        names: list[Precision] = ["float32"]
+        if wants_bf16("auto", self.device):
+            names += ["bf16", "int8"]
+        models = {name: self.prepared(name) for name in names}
+        config = (self.tokenizer.config.model_dump_json(), self.transformer.config.model_dump_json())
+        key = f"{device_name(self.device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {config}"
+        choice = fastest(
+            hashlib.sha256(key.encode()).hexdigest(), {name: model._imagine_a_little for name, model in models.items()}
+        )
+        other = models[cast(Precision, choice.name)]
+        other.choice = str(choice)
+        return other
+
+    @torch.no_grad()
+    def _imagine_a_little(self) -> None:
+        config = self.tokenizer.config
+        context = torch.zeros(1, config.context_frames, 3, config.resolution, config.resolution, device=self.device)
+        for _ in range(2):
+            frame = self.rollout(context, horizon=1, seed=0).video[0, 0, -1]
+        frame.sum().item()  # waits for a GPU
 
     @property
     def device(self) -> torch.device:

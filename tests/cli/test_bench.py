@@ -45,7 +45,7 @@ def test_json_is_the_file_and_says_what_it_ran_on(tmp_path: Path, capsys: pytest
     assert figures == json.loads(out.read_text())
     assert figures["command"] == "ivideogpt bench --only training --size all --repeats 2 --device cpu"
     assert figures["hardware"]["cores"] >= 1 and figures["hardware"]["gpu"] is None
-    assert set(figures["versions"]) == {"python", "torch", "ivideogpt"}
+    assert set(figures["versions"]) == {"python", "torch", "transformers", "ivideogpt"}
     for result in figures["results"]:
         check_result(result, runs=8)
 

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ivideogpt.benchmarks.floor import Rates, arithmetic_floor, rollout_floor
+from ivideogpt.benchmarks.floor import Rates, arithmetic_floor, count_arithmetic, rollout_work
 from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
 from ivideogpt.devices import wants_bf16
@@ -108,13 +108,19 @@ def _make_contest(size: str, device: torch.device) -> _Contest:
     )
 
 
-def random_model(size: Size) -> WorldModel:
-    """A world model with random weights in which every part has an effect; drawn with torch's global generator."""
+def random_model(size: Size, **changes: Any) -> WorldModel:
+    """A world model with random weights in which every part has an effect; drawn with torch's global generator.
+
+    Args:
+        size: presets and action size.
+        changes: fields of the transformer's configuration that differ from the preset.
+    """
     tokenizer = CompressiveTokenizer.from_preset(size.tokenizer)
     for quantizer in (tokenizer.context_quantizer, tokenizer.dynamics_quantizer):
         if isinstance(quantizer, VectorQuantizer):
             nn.init.normal_(quantizer.embedding.weight)  # apart, as trained codes are: rounding decides nothing
-    transformer = VideoTransformer.from_preset(size.transformer, layout=tokenizer.layout, action_dim=size.action_dim)
+    fields = {"layout": tokenizer.layout, "action_dim": size.action_dim, **changes}
+    transformer = VideoTransformer.from_preset(size.transformer, **fields)
     assert transformer.action_in is not None, "it was asked for"
     nn.init.normal_(transformer.action_in.weight)  # starts at zero, where a mistake would not show
     return WorldModel(tokenizer, transformer)
@@ -150,6 +156,7 @@ def _detokenize(contest: _Contest, rates: Rates) -> _Work:
 
 def _rollout(contest: _Contest, rates: Rates) -> _Work:
     used = contest.actions[:, contest.context_frames - 1 : -1]
+    arithmetic = count_arithmetic(contest.ours["float32"])
 
     def ours(model: WorldModel) -> Tensor:
         return model.rollout(contest.context, contest.actions, seed=_SEED).video[:, 0]
@@ -159,7 +166,7 @@ def _rollout(contest: _Contest, rates: Rates) -> _Work:
         plain=lambda: plain_rollout(contest.plain, contest.context, used, _SEED).video,
         ours=ours,
         differences=partial(_rollout_differences, contest),
-        floor=lambda model: rollout_floor(model, contest.context, HORIZON, rates),
+        floor=lambda model: sum(rollout_work(model, arithmetic, 1, 1, HORIZON).floor(rates).values()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,39 @@ class Timing:
     def median(self) -> float:
         """Median of the runs, seconds."""
         return statistics.median(self.runs)
+
+    @property
+    def p90(self) -> float:
+        """Nine of ten runs took no longer, seconds."""
+        return sorted(self.runs)[math.ceil(0.9 * len(self.runs)) - 1]
+
+    def scaled(self, factor: float) -> Timing:
+        """As if every run had taken `factor` times as long."""
+        return Timing(tuple(seconds * factor for seconds in self.runs))
+
+
+class Laps:
+    """Takes the time of the parts of a run, one after the other; it runs from when it is made.
+
+    Args:
+        device: whose queue is waited for at the end of every part.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: dict[str, float] = {}
+        """What each part took so far."""
+        self._device = device
+        self._last = self._now()
+
+    def lap(self, part: str) -> None:
+        """Count the time since the last lap as time of `part`."""
+        now = self._now()
+        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        synchronize(self._device)
+        return time.perf_counter()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ class Options(BaseOptions):
 
     Training: optimizer steps of the nano tokenizer and transformer. Generation: tokenizing, imagining and decoding
     10 future frames of one video, random weights. A ratio is one of medians; leave the machine alone meanwhile.
+    `ivideogpt bench rollout` measures sessions of many futures.
     """
 
     only: Literal["all", "training", "generation"] = "all"
@@ -50,46 +51,79 @@ def run(options: Options) -> None:
     """Measure, print the table and write the JSON."""
     from ivideogpt.benchmarks.floor import measure_rates
     from ivideogpt.benchmarks.generation import precisions
-    from ivideogpt.benchmarks.machine import describe_machine
     from ivideogpt.devices import choose_device
-    from ivideogpt.files import write_text_atomically
 
     device = choose_device(options.device)
-    started = time.strftime("%Y%m%d-%H%M%S")
-    out = options.out or Path("outputs/bench") / f"{started}.json"
-    _claim(out, options.overwrite)
-    tell("measuring; this takes minutes, and other work on this machine would spoil it")
+    file = claim(options.out, options.overwrite)
     rates = measure_rates(device, precisions(device).values())
     comparisons = []
     for comparison in _measure(options, device, rates):
         comparisons.append(comparison)
         tell(f"{_title(comparison)}: {comparison.ratio(comparison.best):.1f}x")
-    figures = {
-        "command": _command(options),
-        "started": started,
-        "device": device,
-        **describe_machine(device),
-        "rates": rates.figures(),
-        "results": [comparison.figures() for comparison in comparisons],
-    }
-    write_text_atomically(out, json.dumps(figures, indent=2, default=str) + "\n")
-    if options.as_json:
-        report(figures, as_json=True)
-    else:
-        print(_table(comparisons))
-    finish([("figures", out)], as_json=options.as_json)
+    results = [comparison.figures() for comparison in comparisons]
+    publish(file, _command(options), device, rates, results, _table(comparisons), options.as_json)
 
 
-def _claim(out: Path, overwrite: bool) -> None:
-    """Refuse a place that cannot be written, before the minutes of measuring rather than after."""
+class File(NamedTuple):
+    """Where everything measured is going to be written."""
+
+    path: Path
+    started: str
+
+
+def claim(out: Path | None, overwrite: bool) -> File:
+    """Choose the file, and say that it will take a while.
+
+    Raises:
+        OutputError: it cannot be written; better before the minutes of measuring than after.
+    """
     from ivideogpt.files import readable_write_errors
 
+    started = time.strftime("%Y%m%d-%H%M%S")
+    out = out or Path("outputs/bench") / f"{started}.json"
     if out.is_dir():
         raise OutputError(f"output file {out} is a folder. Name a file, for example {out / 'bench.json'}.")
     if out.exists() and not overwrite:
         raise OutputError(f"output file {out} exists. Choose another name, or pass --overwrite.")
     with readable_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+    tell("measuring; this takes minutes, and other work on this machine would spoil it")
+    return File(out, started)
+
+
+def publish(
+    file: File,
+    command: str,
+    device: torch.device,
+    rates: Rates,
+    results: list[dict[str, Any]],
+    table: str,
+    as_json: bool,
+) -> None:
+    """Write the JSON, and print it or the table."""
+    from ivideogpt.benchmarks.machine import describe_machine
+    from ivideogpt.files import write_text_atomically
+
+    figures = {
+        "command": command,
+        "started": file.started,
+        "device": device,
+        **describe_machine(device),
+        "rates": rates.figures(),
+        "results": results,
+    }
+    write_text_atomically(file.path, json.dumps(figures, indent=2, default=str) + "\n")
+    if as_json:
+        report(figures, as_json=True)
+    else:
+        print(table)
+    finish([("figures", file.path)], as_json=as_json)
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """A table: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(_line(row, widths) for row in rows)
 
 
 def _measure(options: Options, device: torch.device, rates: Rates) -> Iterator[Comparison]:
@@ -120,8 +154,7 @@ def _table(comparisons: list[Comparison]) -> str:
         floor = f"{one.floor[one.best]:.3g} s" if one.best in one.floor else ""
         speeds = [_speed(one, timing) for timing in (one.reference, one.ours[one.best])]
         rows.append((_title(one), *speeds, one.best, f"{one.ratio(one.best):.1f}", floor))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_line(row, widths) for row in rows)
+    return aligned(rows)
 
 
 def _line(row: tuple[str, ...], widths: list[int]) -> str:

@@ -10,6 +10,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ivideogpt.tokenizer.upsample import UpsamplingConv
+
 NORM_EPS = 1e-6
 
 
@@ -86,10 +88,10 @@ class UpBlock(nn.Module):
         super().__init__()
         widths = [inputs] + [outputs] * layers
         self.residual = nn.ModuleList(ResidualBlock(a, b, groups) for a, b in pairwise(widths))
-        self.resample = nn.Conv2d(outputs, outputs, 3, padding=1) if resample else None
+        self.resample = UpsamplingConv(outputs) if resample else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,H,W) -> (B,C',2H,2W), or (B,C',H,W) in the last level."""
         for block in self.residual:
             x = block(x)
-        return x if self.resample is None else self.resample(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x if self.resample is None else self.resample(x)

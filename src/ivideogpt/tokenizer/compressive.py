@@ -6,6 +6,7 @@ N context tokens a frame, M dynamics tokens a frame, L tokens.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +22,7 @@ from ivideogpt.sequence import TokenLayout
 from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
 from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
 from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
+from ivideogpt.tokenizer.upsample import UpsamplingConv
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,15 @@ class CompressiveTokenizer(nn.Module):
         other.load_state_dict(weights)
         weight = self.context_in.weight
         return other.to(device=weight.device, dtype=weight.dtype).train(self.training)
+
+    def prepared(self, dtype: torch.dtype) -> CompressiveTokenizer:
+        """A copy for use without gradients: in this precision, and laid out in memory for fast convolutions."""
+        other = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in other.modules():
+            if isinstance(module, UpsamplingConv):
+                module.split()
+        other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return other.to(dtype)
 
     def require_frames(self, frames: Tensor) -> Tensor:
         """Check frames and bring them to float in [0,1], in the weights' precision.

@@ -6,6 +6,7 @@ F = T - t future frames, A action size.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,6 +20,7 @@ from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.transformer.cache import Cache, KeyValueCache
+from ivideogpt.transformer.int8 import Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products
 
 _INITIAL_STD = 0.02
@@ -226,6 +228,16 @@ class VideoTransformer(nn.Module):
             value = actions[row][wrong[row]][0].item()
             rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
+
+    def prepared(self, dtype: torch.dtype, *, int8: bool = False) -> VideoTransformer:
+        """A copy for use without gradients: in this precision, the weights of its layers in 8 bits if asked for."""
+        other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
+        if int8:
+            for part in [part for part in other.layers.modules() if isinstance(part, Attention | FeedForward)]:
+                for name, linear in list(part.named_children()):
+                    assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
+                    setattr(part, name, Int8Linear(linear.weight))
+        return other
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, in the weights' precision."""

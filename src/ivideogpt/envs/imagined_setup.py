@@ -1,0 +1,213 @@
+"""What an imagined environment checks and works out before it is made: model, action space, reward, numbers.
+
+Shapes: n environments, A action size, R resolution.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import gymnasium
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import AutoresetMode
+
+from ivideogpt.config import TransformerConfig
+from ivideogpt.devices import choose_device
+from ivideogpt.errors import ConfigError, ShapeError
+from ivideogpt.world_model import WorldModel
+
+Bound = float | Sequence[float] | npt.NDArray[np.floating[Any]]
+RewardFunction = Callable[[npt.NDArray[np.uint8]], npt.ArrayLike]
+
+
+def open_model(model: str | Path | WorldModel, device: str | torch.device | None) -> WorldModel:
+    """The model that a user means.
+
+    Args:
+        model: a shipped model, a folder or a Hub id, or a model that is already loaded.
+        device: where to load it: cpu, cuda, cuda:n or auto, which is also meant where left out.
+
+    Raises:
+        ConfigError: a loaded model is to run elsewhere, or it is no model at all.
+        CheckpointError, DeviceError: it cannot be loaded.
+    """
+    if isinstance(model, (str, Path)):
+        return WorldModel.from_pretrained(model, device="auto" if device is None else device)
+    if not isinstance(model, WorldModel):
+        raise ConfigError(
+            f"model is a {type(model).__name__}; give a shipped model such as 'pusht-64', a folder, a Hub id, or a "
+            "WorldModel."
+        )
+    if device is not None:
+        wanted = choose_device(device) if isinstance(device, str) else device
+        if wanted != model.device:
+            raise ConfigError(
+                f"device is {device}, but the model that was given runs on {model.device}. "
+                f"Move it yourself, model.to({str(wanted)!r}), or leave device out."
+            )
+    return model
+
+
+def action_space(config: TransformerConfig, low: Bound | None, high: Bound | None) -> gymnasium.spaces.Box:
+    """Box (A,) float32 of the actions that are allowed.
+
+    Args:
+        config: of the model's transformer; its `action_limit`, or 1 without one, bounds each component.
+        low, high: other bounds, one number or A.
+
+    Raises:
+        ConfigError: the model takes no actions, or bounds that are no bounds or exceed the model's own.
+    """
+    if config.action_dim is None:
+        raise ConfigError(
+            "this model has no action input, so there is nothing to act with. Train its transformer with actions, or "
+            "imagine without an environment: WorldModel.start(context), session.step()."
+        )
+    limit = config.action_limit or 1.0
+    lows = _bound("action_low", -limit if low is None else low, config.action_dim)
+    highs = _bound("action_high", limit if high is None else high, config.action_dim)
+    if not (lows < highs).all():
+        raise ConfigError(f"action_low is {lows.tolist()} and action_high {highs.tolist()}; low must be below high.")
+    if config.action_limit is not None and max(abs(lows).max(), abs(highs).max()) > np.float32(limit):
+        raise ConfigError(
+            f"action_low is {lows.tolist()} and action_high {highs.tolist()}, but this model only takes actions in "
+            f"[-{limit:g}, {limit:g}]. Scale the actions."
+        )
+    return gymnasium.spaces.Box(lows, highs, dtype=np.float32)
+
+
+def require_actions(
+    actions: Any, space: gymnasium.spaces.Box, envs: int, looked_at: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.float32]:
+    """Actions (n,A) float32, checked.
+
+    Args:
+        actions: anything that numpy makes (n,A) numbers of.
+        space: that each must lie in.
+        envs: n.
+        looked_at: (n,) the environments that take their action; the other actions become the space's middle.
+
+    Raises:
+        ShapeError: another shape, no numbers, or an action outside the space; names the environment and the rule.
+    """
+    expected = (envs, *space.shape)
+    try:
+        array = np.array(actions, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ShapeError(f"the actions are no array of numbers ({error}); give (n, A) = {expected}.") from error
+    if array.shape != expected:
+        raise ShapeError(f"actions have shape {array.shape}; these environments take (n, A) = {expected}.")
+    array[~looked_at] = (space.low + space.high) / 2
+    wrong = ~((array >= space.low) & (array <= space.high))  # True also for NaN
+    if wrong.any():
+        env, component = (int(index) for index in np.argwhere(wrong)[0])
+        raise ShapeError(
+            f"component {component} of the action of env {env} is {array[env, component]:g}; it must be finite and lie "
+            f"in [{space.low[component]:g}, {space.high[component]:g}]. Mend or clip it; no environment has moved."
+        )
+    return array
+
+
+def require_reward(model: WorldModel, reward: RewardFunction | None) -> None:
+    """Check that there is a reward.
+
+    Raises:
+        ConfigError: no function and no reward head, or a function that cannot be called.
+    """
+    if reward is None and model.transformer.reward_head is None:
+        raise ConfigError(
+            "this model has no reward head and no reward function was given. Pass reward=, a function of frames "
+            "(n, R, R, 3) uint8 that returns (n,) rewards, or train the transformer with rewards: "
+            "ivideogpt train transformer --rewards."
+        )
+    if reward is not None and not callable(reward):
+        raise ConfigError(f"reward is {reward!r}; it must be a function of frames (n, R, R, 3), or left out.")
+
+
+def call_reward(reward: RewardFunction, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Rewards (n,) of frames (n,R,R,3), checked.
+
+    Raises:
+        ShapeError: another shape, or a reward that is not finite.
+    """
+    rewards = np.asarray(reward(frames), np.float64)
+    if rewards.shape != (len(frames),) or not np.isfinite(rewards).all():
+        found = f"shape {rewards.shape}" if rewards.shape != (len(frames),) else f"{rewards.tolist()}"
+        raise ShapeError(
+            f"the reward function returned {found} for {len(frames)} frames; one finite number is due each."
+        )
+    return rewards
+
+
+def require_count(name: str, value: Any) -> int:
+    """A whole number of at least 1.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ConfigError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+    return count
+
+
+def require_seeds(seed: SupportsIndex | Sequence[SupportsIndex | None] | None, envs: int) -> list[int | None]:
+    """A seed for each of n environments, as Gymnasium counts them: s, s + 1, ... from one number s.
+
+    Raises:
+        ShapeError: another number of seeds, or one that is negative or no whole number.
+    """
+    if seed is None:
+        return [None] * envs
+    try:
+        if isinstance(seed, SupportsIndex):
+            first = operator.index(seed)
+            seeds: list[int | None] = [first + env for env in range(envs)]
+        else:
+            seeds = [None if one is None else operator.index(one) for one in seed]
+    except TypeError as error:
+        raise ShapeError(f"seed is {seed!r}; give a whole number, or a list with one for each environment.") from error
+    if len(seeds) != envs or any(one is not None and one < 0 for one in seeds):
+        raise ShapeError(f"seed is {seed!r}; give a number from 0 on, or a list of {envs}, one for each environment.")
+    return seeds
+
+
+def require_autoreset(mode: str | AutoresetMode) -> AutoresetMode:
+    """The autoreset mode that a user means; its value (`"NextStep"`) will do.
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    try:
+        return AutoresetMode(mode)
+    except ValueError as error:
+        available = ", ".join(repr(known.value) for known in AutoresetMode)
+        raise ConfigError(f"unknown autoreset_mode {mode!r}. Available: {available}.") from error
+
+
+def require_reset_mask(mask: Any, envs: int) -> npt.NDArray[np.bool_]:
+    """The mask (n,) of environments to reset.
+
+    Raises:
+        ShapeError: another type or shape, or nothing is to be reset.
+    """
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != (envs,) or not mask.any():
+        raise ShapeError(
+            f"options['reset_mask'] is {mask!r}; it must be a bool array of shape ({envs},) with a True in it."
+        )
+    return mask
+
+
+def _bound(name: str, value: Bound, size: int) -> npt.NDArray[np.float32]:
+    bound = np.asarray(value, np.float32)
+    if bound.shape not in ((), (size,)) or not np.isfinite(bound).all():
+        raise ConfigError(f"{name} is {value!r}; it must be one finite number, or {size} of them.")
+    return np.broadcast_to(bound, (size,)).copy()

@@ -1,0 +1,108 @@
+"""Models prepared for imagining: the same up to rounding, in every precision; not to be trained or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ivideogpt import WorldModel
+from ivideogpt.config import SamplingConfig
+from ivideogpt.errors import CheckpointError, ConfigError
+from ivideogpt.tokenizer.upsample import UpsamplingConv
+from ivideogpt.transformer.int8 import Int8Linear
+
+MakeWorldModel = Callable[..., WorldModel]
+MakeFrames = Callable[..., Tensor]
+
+
+@pytest.fixture
+def model(make_world_model: MakeWorldModel) -> WorldModel:
+    return make_world_model(action_dim=3, reward=True, place_embedding=True)
+
+
+def test_float32_imagines_the_same(model: WorldModel, make_frames: MakeFrames) -> None:
+    prepared = model.prepared("float32")
+    context, actions = make_frames(3, 2), torch.rand(3, 6, 3)
+    expected, made = (each.rollout(context, actions, samples=2, seed=1) for each in (model, prepared))
+    torch.testing.assert_close(made.video, expected.video, atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.rewards, expected.rewards, atol=1e-4, rtol=0)
+    assert not any(weight.requires_grad for weight in prepared.parameters())
+    assert all(weight.requires_grad for weight in model.parameters()), "the model itself is as it was"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@torch.no_grad()
+def test_low_precision_is_near(model: WorldModel, make_frames: MakeFrames, precision: str) -> None:
+    prepared = model.prepared(precision)  # type: ignore[arg-type]
+    tokens, actions = model.tokenizer.tokenize(make_frames(2, 5)), torch.rand(2, 5, 3)
+    exact, near = (each.transformer(tokens, actions).logits.float() for each in (model, prepared))
+    assert (near - exact).square().mean() < 0.02 * exact.square().mean()
+    video = prepared.rollout(make_frames(2, 2), actions[:, :4], horizon=2, seed=0).video
+    assert video.dtype == torch.float32 and torch.isfinite(video).all()
+    assert prepared.start(make_frames(2, 2), 3).step(actions.repeat(3, 1, 1)[:, 0]).tokens.shape == (6, 4)
+
+
+def test_int8_halves_the_layers_again(make_world_model: MakeWorldModel) -> None:
+    half, quarter = (make_world_model().prepared(precision).transformer for precision in ("bf16", "int8"))
+    linear = [module for module in half.layers.modules() if isinstance(module, nn.Linear)]
+    small = [module for module in quarter.layers.modules() if isinstance(module, Int8Linear)]
+    assert len(small) == len(linear) == 4 * len(half.layers)
+    assert sum(m.weight.nbytes for m in small) * 2 == sum(m.weight.nbytes for m in linear)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_8_bit_product(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(96, 64, bias=False).to(dtype)
+    with torch.no_grad():
+        linear.weight[5] *= 100  # every row has its own scale
+        linear.weight[6] = 0
+    x = torch.randn(2, 3, 96).to(dtype)
+    expected, made = linear(x).float(), Int8Linear(linear.weight)(x).float()
+    scale = linear.weight.float().abs().amax(dim=1) / 127
+    bound = scale * x.float().abs().sum(-1, keepdim=True) / 2 + 0.02 * expected.abs() + 1e-6
+    assert ((made - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_upsampling_in_parts(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    plain = UpsamplingConv(6)
+    names = set(plain.state_dict())
+    x = torch.randn(2, 6, 5, 7).contiguous(memory_format=memory_format)
+    expected = plain(x)
+    plain.split()
+    torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=1e-5)
+    assert set(plain.state_dict()) == names == {"weight", "bias"}
+
+
+def test_the_fastest_is_chosen_and_said(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_frames: MakeFrames
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    prepared = model.prepared()
+    assert prepared.choice is not None and "is fastest here (float32 " in prepared.choice
+    again = model.prepared()
+    assert again.choice is not None and "measured earlier" in again.choice
+    assert prepared.rollout(make_frames(1, 2), horizon=1).video.shape == (1, 1, 3, 3, 16, 16)
+
+
+def test_sampling_goes_along(make_world_model: MakeWorldModel) -> None:
+    plain = make_world_model()
+    model = WorldModel(plain.tokenizer, plain.transformer, SamplingConfig(temperature=0.5))
+    assert model.prepared("bf16").sampling.temperature == 0.5
+
+
+def test_it_cannot_be_saved(model: WorldModel, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="prepared for imagining cannot be saved"):
+        model.prepared("int8").save_pretrained(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_unknown_precision(model: WorldModel) -> None:
+    with pytest.raises(ConfigError, match=r"unknown precision 'int4'\. Did you mean 'int8'"):
+        model.prepared("int4")  # type: ignore[arg-type]
