@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, cast, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -126,13 +126,15 @@ class WorldModel(nn.Module):
         )
         return hub.save(folder, checkpoint, layout=layout, overwrite=overwrite)
 
-    def prepared(self, precision: Precision = "auto") -> WorldModel:
+    def prepared(self, precision: Precision = "auto", *, compiled: bool = False) -> WorldModel:
         """A copy made for imagining: it imagines faster or in less memory, and cannot be trained or saved.
 
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
                 is bf16; or `"auto"`, the fastest of those that the hardware has, measured when first asked for and
                 then remembered (`choice` says what was measured). benchmarks/README.md has what they cost in quality.
+            compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs; where that fails
+                there is a warning, and they run as they are. `"auto"` tries that too on a GPU.
 
         Raises:
             ConfigError: another precision.
@@ -140,24 +142,26 @@ class WorldModel(nn.Module):
         if precision not in get_args(Precision):
             raise ConfigError(unknown_name("precision", precision, get_args(Precision)))
         if precision == "auto":
-            return self._fastest()
+            return self._fastest(compiled)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        transformer = self.transformer.prepared(dtype, int8=precision == "int8")
+        transformer = self.transformer.prepared(dtype, int8=precision == "int8", compiled=compiled)
         other = WorldModel(self.tokenizer.prepared(dtype), transformer, self.sampling)
         other.is_prepared = True
         return other
 
-    def _fastest(self) -> WorldModel:
+    def _fastest(self, compiled: bool) -> WorldModel:
         names: list[Precision] = ["float32"]
         if wants_bf16("auto", self.device):
             names += ["bf16", "int8"]
-        models = {name: self.prepared(name) for name in names}
+        models: dict[str, WorldModel] = {name: self.prepared(name, compiled=compiled) for name in names}
+        if self.device.type == "cuda" and not compiled:
+            models |= {f"{name}, compiled": self.prepared(name, compiled=True) for name in names}
         config = (self.tokenizer.config.model_dump_json(), self.transformer.config.model_dump_json())
         key = f"{device_name(self.device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {config}"
         choice = fastest(
             hashlib.sha256(key.encode()).hexdigest(), {name: model._imagine_a_little for name, model in models.items()}
         )
-        other = models[cast(Precision, choice.name)]
+        other = models[choice.name]
         other.choice = str(choice)
         return other
 

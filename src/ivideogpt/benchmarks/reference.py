@@ -23,7 +23,7 @@ from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner
 from ivideogpt.transformer import KeyValueCache, VideoTransformer
-from ivideogpt.transformer.cache import Cache
+from ivideogpt.transformer.cache import Memory
 from ivideogpt.transformer.model import Attention, rotate
 from ivideogpt.transformer.sampling import RowStreams, sample
 from ivideogpt.world_model import WorldModel
@@ -34,7 +34,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 class PlainAttention(Attention):
     """Causal self-attention with the whole matrix of weights in memory."""
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
         """As `Attention`."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]

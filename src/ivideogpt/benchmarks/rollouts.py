@@ -20,6 +20,7 @@ from ivideogpt.benchmarks.generation import HORIZON, Size, random_model
 from ivideogpt.benchmarks.generation import SIZES as GENERATED
 from ivideogpt.benchmarks.reference_rollout import ROWS_AT_ONCE, Reference
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, Laps, Timing, take_turns
+from ivideogpt.data.segment import fit_to_square
 from ivideogpt.devices import wants_bf16
 from ivideogpt.envs.record import pusht_episode
 from ivideogpt.session import Session
@@ -306,8 +307,9 @@ def measure_latency(device: torch.device, rates: Rates) -> Latency:
     model = WorldModel.from_pretrained(LATENCY_MODEL, device=device)
     episode = pusht_episode(_LATENCY_EPISODE, LATENCY_STEPS)
     assert episode.actions is not None, "it was recorded with them"
-    t = model.tokenizer.config.context_frames
-    context = torch.from_numpy(episode.frames[None, :t]).movedim(-1, 2)
+    config = model.tokenizer.config
+    opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
+    context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
     arithmetic = count_arithmetic(model)
     models = {name: prepare(model) for name, prepare in ways(device).items()}

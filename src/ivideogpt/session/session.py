@@ -20,7 +20,7 @@ from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
 from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.compressive import DecodedContext
-from ivideogpt.transformer import BranchedCache, VideoTransformer
+from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
@@ -88,7 +88,7 @@ class Session:
         contexts, prefixes = read_contexts(tokenizer, transformer, frames[first], transformer.reward_head is None)
         state = State(
             contexts=contexts,
-            cache=BranchedCache(prefixes, context_of_row, suffix_length(transformer, horizon)),
+            cache=transformer.branched_cache(prefixes, context_of_row, suffix_length(transformer, horizon)),
             streams=RowStreams(keys),
             tokens=torch.full(
                 (rows, horizon, transformer.layout.dynamics_tokens),

@@ -134,18 +134,23 @@ class BranchedCache:
         require_capacity(max(self.lengths), tokens, self.capacity)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Cache`; (R,h,n,D) each."""
+        """See `Memory`; (R,h,n,D) each."""
         count, end = queries.shape[2], max(self.lengths) + queries.shape[2]
         self._write(layer, keys, values)
+        later = self._later(count, end) if count > 1 or not self.in_step else None
+        return self._attend_to(layer, queries, self.keys[layer, :, :, :end], self.values[layer, :, :, :end], later)
+
+    def _attend_to(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, later: Tensor | None) -> Tensor:
+        """From queries (R,h,n,D) to the prefixes and to keys and values (R,h,u,D), but for those that come later."""
         queries = queries * queries.shape[-1] ** -0.5
         shared = self.groups.scatter(self.groups.gather(queries) @ self.prefixes.keys[layer].transpose(-1, -2))
-        own = queries @ self.keys[layer, :, :, :end].transpose(-1, -2)  # (R, h, n, end)
-        if count > 1 or not self.in_step:
-            own = own.masked_fill(self._later(count, end), -torch.inf)
+        own = queries @ keys.transpose(-1, -2)  # (R, h, n, u)
+        if later is not None:
+            own = own.masked_fill(later, -torch.inf)
         weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
-        to_prefix, to_own = weights.split([self.prefix_length, end], dim=-1)
+        to_prefix, to_own = weights.split([self.prefix_length, keys.shape[2]], dim=-1)
         seen = self.groups.scatter(self.groups.gather(to_prefix) @ self.prefixes.values[layer])
-        return seen + to_own @ self.values[layer, :, :, :end]
+        return seen + to_own @ values
 
     def advance(self, tokens: int) -> None:
         """Count `tokens` more positions of every suffix as filled."""
@@ -157,7 +162,7 @@ class BranchedCache:
 
     def select(self, rows: Sequence[int]) -> BranchedCache:
         """A cache of these rows, each as often as it is named, that shares the prefixes and copies the suffixes."""
-        other = BranchedCache(self.prefixes, [self.groups.prefix_of_row[row] for row in rows], self.capacity)
+        other = type(self)(self.prefixes, [self.groups.prefix_of_row[row] for row in rows], self.capacity)
         filled, index = slice(0, max(self.lengths)), torch.tensor(list(rows), device=self.keys.device)
         other.keys[:, :, :, filled] = self.keys[:, :, :, filled].index_select(1, index)
         other.values[:, :, :, filled] = self.values[:, :, :, filled].index_select(1, index)

@@ -14,7 +14,15 @@ from ivideogpt.errors import ShapeError
 from ivideogpt.transformer.kernels import attend
 
 
-class Cache(Protocol):
+class Memory(Protocol):
+    """What a layer asks of a cache."""
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Write the keys and values (B,h,n,D) of new positions, and attend from their queries to all up to them."""
+        ...
+
+
+class Cache(Memory, Protocol):
     """What the transformer asks of a cache: where new tokens stand, and attention to all that came before."""
 
     @property
@@ -28,10 +36,6 @@ class Cache(Protocol):
 
     def require_room(self, tokens: int) -> None:
         """Raise `ShapeError` unless `tokens` more positions fit into every row."""
-        ...
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write the keys and values (B,h,n,D) of new positions, and attend from their queries to all up to them."""
         ...
 
     def advance(self, tokens: int) -> None:
@@ -84,7 +88,7 @@ class KeyValueCache:
         require_capacity(self.length, tokens, self.capacity)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Cache`."""
+        """See `Memory`."""
         keys, values = self.append(layer, keys, values)
         return attend(queries, keys, values, self.length, dropout=0.0)
 

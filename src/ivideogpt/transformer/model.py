@@ -7,6 +7,8 @@ F = T - t future frames, A action size.
 from __future__ import annotations
 
 import copy
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,9 +21,11 @@ from ivideogpt.config import TransformerConfig
 from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
-from ivideogpt.transformer.cache import Cache, KeyValueCache
+from ivideogpt.transformer.branches import BranchedCache, Prefixes
+from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
 from ivideogpt.transformer.int8 import Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products
+from ivideogpt.transformer.static import OneToken, StaticCache
 
 _INITIAL_STD = 0.02
 
@@ -44,7 +48,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
         """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
@@ -79,7 +83,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
         """(B,n,H) -> (B,n,H)."""
         x = x + self.attention(self.attention_norm(x), rotary, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
@@ -102,6 +106,7 @@ class VideoTransformer(nn.Module):
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
+        self._compiled: Callable[..., Tensor] | None = None
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
 
@@ -187,13 +192,36 @@ class VideoTransformer(nn.Module):
             )
         if cache is not None:
             cache.require_room(count)
-        rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
-        with fast_products(x):
-            for layer in self.layers:
-                x = layer(x, rotary, cache)
+        if self._compiled is not None and isinstance(cache, StaticCache) and count == 1:
+            x = self._compiled_step(x, cache)
+        else:
+            rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
+            with fast_products(x):
+                x = self._through_layers(x, rotary, cache)
         if cache is not None:
             cache.advance(count)
+        return x
+
+    def _through_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], memory: Memory | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, rotary, memory)
         return self.norm(x)
+
+    def _compiled_step(self, x: Tensor, cache: StaticCache) -> Tensor:
+        """One token (R,1,H) by the compiled layers; where they cannot be compiled or run, by the plain ones."""
+        assert self._compiled is not None, "asked for"
+        rotary = self._rotary(cache.settle(), x.dtype)
+        try:
+            with fast_products(x):
+                # A CUDA graph writes its result to the same place each time.
+                return self._compiled(x, rotary, OneToken(cache)).clone()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            warnings.warn(f"the step could not be compiled, so it runs as it is: {reason}", stacklevel=2)
+            self._compiled = None
+            return self._through_layers(x, rotary, OneToken(cache))
 
     def embed_actions(self, actions: Tensor) -> Tensor:
         """Actions (..., A) -> what is added to the slot embeddings, (..., H)."""
@@ -229,15 +257,29 @@ class VideoTransformer(nn.Module):
             rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
-    def prepared(self, dtype: torch.dtype, *, int8: bool = False) -> VideoTransformer:
-        """A copy for use without gradients: in this precision, the weights of its layers in 8 bits if asked for."""
+    def prepared(self, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> VideoTransformer:
+        """A copy for use without gradients.
+
+        Args:
+            dtype: its precision.
+            int8: whether the weights of its layers are kept in 8 bits.
+            compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs.
+        """
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
         if int8:
             for part in [part for part in other.layers.modules() if isinstance(part, Attention | FeedForward)]:
                 for name, linear in list(part.named_children()):
                     assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
                     setattr(part, name, Int8Linear(linear.weight))
+        if compiled:
+            mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
+            other._compiled = torch.compile(other._through_layers, dynamic=False, mode=mode)
         return other
+
+    def branched_cache(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> BranchedCache:
+        """A cache of rows behind prefixes, static where steps are compiled."""
+        kind = BranchedCache if self._compiled is None else StaticCache
+        return kind(prefixes, prefix_of_row, capacity)
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, in the weights' precision."""
