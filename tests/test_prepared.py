@@ -14,6 +14,7 @@ from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.tokenizer.upsample import UpsamplingConv
 from ivideogpt.transformer.int8 import Int8Linear
+from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import StaticCache
 
 MakeWorldModel = Callable[..., WorldModel]
@@ -48,7 +49,7 @@ def test_low_precision_is_near(model: WorldModel, make_frames: MakeFrames, preci
 
 
 def test_int8_halves_the_layers_again(make_world_model: MakeWorldModel) -> None:
-    half, quarter = (make_world_model().prepared(precision).transformer for precision in ("bf16", "int8"))
+    half, quarter = make_world_model().to(torch.bfloat16).transformer, make_world_model().prepared("int8").transformer
     linear = [module for module in half.layers.modules() if isinstance(module, nn.Linear)]
     small = [module for module in quarter.layers.modules() if isinstance(module, Int8Linear)]
     assert len(small) == len(linear) == 4 * len(half.layers)
@@ -67,6 +68,25 @@ def test_an_8_bit_product(dtype: torch.dtype) -> None:
     scale = linear.weight.float().abs().amax(dim=1) / 127
     bound = scale * x.float().abs().sum(-1, keepdim=True) / 2 + 0.02 * expected.abs() + 1e-6
     assert ((made - expected).abs() <= bound).all()
+
+
+@pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no packed products")
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2,), (3, 5), (100, 1)])
+def test_a_packed_product(rows: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 64).bfloat16(), torch.randn(*rows, 64).bfloat16()
+    made = PackedLinear(weight)(x)
+    assert made.shape == (*rows, 96) and made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), x.float() @ weight.float().T, atol=0.1, rtol=0.02)
+
+
+def test_where_nothing_can_be_packed(
+    model: WorldModel, make_frames: MakeFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ivideogpt.transformer.model.can_pack", lambda: False)
+    prepared = model.prepared("bf16")
+    assert not any(isinstance(module, PackedLinear) for module in prepared.modules())
+    assert prepared.rollout(make_frames(2, 2), horizon=1).video.shape == (2, 1, 3, 3, 16, 16)
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])

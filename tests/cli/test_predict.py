@@ -64,6 +64,18 @@ def test_json_stands_alone_on_stdout(
     assert figures["start"] == 1
 
 
+def test_another_precision_is_said(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert predict(model, episode, tmp_path / "one", "--precision", "int8", "--top-p", "0.9", "--json") == 0
+    said = capsys.readouterr()
+    assert "computing in int8" in said.err
+    assert json.loads(said.out)["sampling"]["top_p"] == 0.9
+    assert predict(model, episode, tmp_path / "two", "--precision", "auto") == 0
+    assert "is fastest here" in capsys.readouterr().err
+
+
 def test_other_keys_sizes_and_steps(
     model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -43,6 +43,11 @@ class Options(BaseOptions):
     """Divides the logits, 0 takes the most likely token; the model's own value where left out."""
     top_k: int | None = Field(None, ge=0)
     """Only the k most likely tokens are drawn, 0 for all; the model's own value where left out."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Only the most likely tokens that make up this share are drawn, 1 for all; the model's own value where left
+    out."""
+    precision: Literal["float32", "bf16", "int8", "auto"] = "float32"
+    """What is computed in: float32; bf16; int8, with the transformer's weights in 8 bits; or the fastest of those."""
     step_size: int = Field(1, ge=1)
     """Recorded frames from one frame of the prediction to the next, as in training."""
     camera_key: str = "image"
@@ -68,6 +73,9 @@ def run(options: Options) -> None:
     out = options.out or Path("outputs/predict") / _name_of(options.episode)
     require_free_output(out, overwrite=options.overwrite)
     world_model = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
+    if options.precision != "float32":
+        world_model = world_model.prepared(options.precision)
+        tell(world_model.choice or f"computing in {options.precision}")
     episode = _episode(options, world_model)
     sampling = _sampling(options, world_model)
     tell(f"imagining {options.horizon} frames of {options.episode} with {options.model}")
@@ -86,6 +94,7 @@ def run(options: Options) -> None:
         "start": options.start,
         "step_size": options.step_size,
         "seed": options.seed,
+        "precision": options.precision,
         "sampling": sampling.model_dump(),
         **prediction.metrics,
     }
@@ -123,7 +132,7 @@ def _episode(options: Options, world_model: WorldModel) -> Episode:
 
 def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:
     """The model's own way to draw tokens, with what the options change."""
-    given = {"temperature": options.temperature, "top_k": options.top_k}
+    given = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
     return world_model.sampling.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 

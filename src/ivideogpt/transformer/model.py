@@ -25,6 +25,7 @@ from ivideogpt.transformer.branches import BranchedCache, Prefixes
 from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
 from ivideogpt.transformer.int8 import Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products
+from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import OneToken, StaticCache
 
 _INITIAL_STD = 0.02
@@ -106,6 +107,7 @@ class VideoTransformer(nn.Module):
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
+        self._legal_head: nn.Module | None = None  # see `prepared`
         self._compiled: Callable[..., Tensor] | None = None
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
@@ -175,6 +177,8 @@ class VideoTransformer(nn.Module):
         """Hidden states (..., H) -> logits (..., Kd) of the ids that are legal inside a future frame, and no others."""
         ids = self.layout.dynamics_ids
         with fast_products(hidden):
+            if self._legal_head is not None:
+                return self._legal_head(hidden)
             return F.linear(hidden, self.head.weight[ids.start : ids.stop])
 
     def hidden_states(self, x: Tensor, cache: Cache | None = None) -> Tensor:
@@ -267,14 +271,22 @@ class VideoTransformer(nn.Module):
         """
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
         if int8:
-            for part in [part for part in other.layers.modules() if isinstance(part, Attention | FeedForward)]:
-                for name, linear in list(part.named_children()):
-                    assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
-                    setattr(part, name, Int8Linear(linear.weight))
+            other._replace_linear(Int8Linear)
+        elif dtype is torch.bfloat16 and not other.embedding.weight.is_cuda and can_pack():
+            other._replace_linear(PackedLinear)
+            legal = other.layout.dynamics_ids
+            other._legal_head = PackedLinear(other.head.weight[legal.start : legal.stop])
         if compiled:
             mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
             other._compiled = torch.compile(other._through_layers, dynamic=False, mode=mode)
         return other
+
+    def _replace_linear(self, kind: Callable[[Tensor], nn.Module]) -> None:
+        """Put another kind of linear layer in place of those of all layers."""
+        for part in [part for part in self.layers.modules() if isinstance(part, Attention | FeedForward)]:
+            for name, linear in list(part.named_children()):
+                assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
+                setattr(part, name, kind(linear.weight))
 
     def branched_cache(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> BranchedCache:
         """A cache of rows behind prefixes, static where steps are compiled."""
