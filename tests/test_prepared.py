@@ -57,13 +57,14 @@ def test_int8_halves_the_layers_again(make_world_model: MakeWorldModel) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_8_bit_product(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("rows", "inputs"), [(3, 96), (50, 96), (3, 40)])
+def test_an_8_bit_product(dtype: torch.dtype, rows: int, inputs: int) -> None:
     torch.manual_seed(0)
-    linear = nn.Linear(96, 64, bias=False).to(dtype)
+    linear = nn.Linear(inputs, 64, bias=False).to(dtype)
     with torch.no_grad():
         linear.weight[5] *= 100  # every row has its own scale
         linear.weight[6] = 0
-    x = torch.randn(2, 3, 96).to(dtype)
+    x = torch.randn(2, rows, inputs).to(dtype)
     expected, made = linear(x).float(), Int8Linear(linear.weight)(x).float()
     scale = linear.weight.float().abs().amax(dim=1) / 127
     bound = scale * x.float().abs().sum(-1, keepdim=True) / 2 + 0.02 * expected.abs() + 1e-6
@@ -147,6 +148,27 @@ def test_sampling_goes_along(make_world_model: MakeWorldModel) -> None:
     plain = make_world_model()
     model = WorldModel(plain.tokenizer, plain.transformer, SamplingConfig(temperature=0.5))
     assert model.prepared("bf16").sampling.temperature == 0.5
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_rows_out_of_step_and_drafts_in_low_precision(
+    model: WorldModel, make_frames: MakeFrames, precision: str
+) -> None:
+    prepared = model.prepared(precision)  # type: ignore[arg-type]
+    session = prepared.start(make_frames(3, 2), branches=2, seed=1, horizon=3)
+    for number in range(7):
+        step = session.step(torch.rand(6, 3))
+        assert step.frame is not None and torch.isfinite(step.frame).all()
+        if number in (0, 4):
+            session.reset(make_frames(2, 2, seed=number), [1, 4])
+    single = prepared.start(make_frames(1, 2), seed=1, horizon=3)
+    for _ in range(7):
+        assert torch.isfinite(single.step(torch.rand(1, 3)).entropy).all()
+
+
+def test_it_cannot_be_prepared_again(model: WorldModel) -> None:
+    with pytest.raises(ConfigError, match="prepared for imagining already"):
+        model.prepared("int8").prepared("bf16")
 
 
 def test_it_cannot_be_saved(model: WorldModel, tmp_path: Path) -> None:

@@ -30,12 +30,13 @@ class Choice(NamedTuple):
         return f"{self.name} is fastest here ({times}{', measured earlier' if self.remembered else ''})"
 
 
-def fastest(what: str, ways: Mapping[str, Callable[[], object]]) -> Choice:
+def fastest(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]]) -> Choice:
     """The way that takes least time, measured the first time `what` is asked for and then remembered.
 
     Args:
         what: names the question, with all that the answer depends on: machine, model, versions.
-        ways: by name; each is run once before it is timed, and must have waited for its device when it returns.
+        ways: by name; each makes, when it is its turn, what is timed. That is run once before, and must have waited
+            for its device when it returns.
     """
     file = _file()
     known = _read(file)
@@ -48,12 +49,13 @@ def fastest(what: str, ways: Mapping[str, Callable[[], object]]) -> Choice:
     return Choice(min(seconds, key=seconds.__getitem__), seconds, remembered=False)
 
 
-def _seconds(way: Callable[[], object]) -> float:
-    way()
+def _seconds(way: Callable[[], Callable[[], object]]) -> float:
+    work = way()
+    work()
     taken = []
     for _ in range(_RUNS):
         start = time.perf_counter()
-        way()
+        work()
         taken.append(time.perf_counter() - start)
     return min(taken)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, get_args
 
@@ -20,11 +22,14 @@ from ivideogpt.devices import choose_device, device_name, wants_bf16
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError, unknown_name
 from ivideogpt.session import Session
 from ivideogpt.session.beginning import Seed
+from ivideogpt.session.state import bytes_needed
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.tuning import fastest
 
 Precision = Literal["auto", "float32", "bf16", "int8"]
+
+_STEPS_TIMED = 2
 
 
 class Rollout(NamedTuple):
@@ -127,7 +132,7 @@ class WorldModel(nn.Module):
         return hub.save(folder, checkpoint, layout=layout, overwrite=overwrite)
 
     def prepared(self, precision: Precision = "auto", *, compiled: bool = False) -> WorldModel:
-        """A copy made for imagining: it imagines faster or in less memory, and cannot be trained or saved.
+        """A copy made for imagining: it imagines faster or in less memory, and cannot be trained, saved or moved.
 
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
@@ -141,6 +146,8 @@ class WorldModel(nn.Module):
         """
         if precision not in get_args(Precision):
             raise ConfigError(unknown_name("precision", precision, get_args(Precision)))
+        if self.is_prepared:
+            raise ConfigError("this model is prepared for imagining already. Prepare the one it was made from.")
         if precision == "auto":
             return self._fastest(compiled)
         dtype = torch.float32 if precision == "float32" else torch.bfloat16
@@ -150,28 +157,36 @@ class WorldModel(nn.Module):
         return other
 
     def _fastest(self, compiled: bool) -> WorldModel:
-        names: list[Precision] = ["float32"]
+        precisions: list[Precision] = ["float32"]
         if wants_bf16("auto", self.device):
-            names += ["bf16", "int8"]
-        models: dict[str, WorldModel] = {name: self.prepared(name, compiled=compiled) for name in names}
-        if self.device.type == "cuda" and not compiled:
-            models |= {f"{name}, compiled": self.prepared(name, compiled=True) for name in names}
+            precisions += ["bf16", "int8"]
+        ways = {f"{name}, compiled" if compiled else name: (name, compiled) for name in precisions}
+        if self.device.type == "cuda":
+            ways |= {f"{name}, compiled": (name, True) for name in precisions}
         config = (self.tokenizer.config.model_dump_json(), self.transformer.config.model_dump_json())
         key = f"{device_name(self.device)}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, {config}"
-        choice = fastest(
-            hashlib.sha256(key.encode()).hexdigest(), {name: model._imagine_a_little for name, model in models.items()}
-        )
-        other = models[choice.name]
+        timed = {
+            name: partial(self._steps_to_time, precision, compile_steps)
+            for name, (precision, compile_steps) in ways.items()
+        }
+        choice = fastest(hashlib.sha256(key.encode()).hexdigest(), timed)
+        precision, compile_steps = ways[choice.name]
+        other = self.prepared(precision, compiled=compile_steps)
         other.choice = str(choice)
         return other
 
-    @torch.no_grad()
-    def _imagine_a_little(self) -> None:
+    def _steps_to_time(self, precision: Precision, compiled: bool) -> Callable[[], object]:
+        """A few steps of a session of one row."""
         config = self.tokenizer.config
-        context = torch.zeros(1, config.context_frames, 3, config.resolution, config.resolution, device=self.device)
-        for _ in range(2):
-            frame = self.rollout(context, horizon=1, seed=0).video[0, 0, -1]
-        frame.sum().item()  # waits for a GPU
+        context = torch.rand(1, config.context_frames, 3, config.resolution, config.resolution)
+        session = self.prepared(precision, compiled=compiled).start(context, seed=0, drafts=False)
+
+        def work() -> None:
+            for _ in range(_STEPS_TIMED):
+                step = session.step()
+            step.entropy.sum().item()  # waits for a GPU
+
+        return work
 
     @property
     def device(self) -> torch.device:
@@ -214,7 +229,7 @@ class WorldModel(nn.Module):
                 `trained_horizon` where left out. Memory is taken for as many.
             sampling: how tokens are drawn; the model's own way where left out.
             drafts: whether a single row may guess a frame's tokens from the frame before, where that turns out to be
-                faster; the tokens are the same.
+                faster; but for rounding the tokens are the same.
 
         Raises:
             ShapeError: frames, branches, seeds or horizon that do not fit.
@@ -229,6 +244,21 @@ class WorldModel(nn.Module):
         self.eval()
         sampling = sampling or self.sampling
         return Session.begin(self.tokenizer, self.transformer, context, branches, seed, horizon, sampling, drafts)
+
+    def session_bytes(
+        self, contexts: int = 1, branches: int = 1, horizon: int | None = None, *, renewed: bool = False
+    ) -> int:
+        """Memory that a session holds, bytes.
+
+        Args:
+            contexts: different contexts.
+            branches: futures of each.
+            horizon: frames imagined from one context; `trained_horizon` where left out.
+            renewed: whether every row has gone on from a context of its own, which is the most it will ever hold.
+        """
+        rows = contexts * branches
+        horizon = self.trained_horizon if horizon is None else horizon
+        return bytes_needed(self.tokenizer, self.transformer, rows if renewed else contexts, rows, horizon)
 
     @torch.no_grad()
     def rollout(
@@ -257,7 +287,7 @@ class WorldModel(nn.Module):
         """
         future_actions, horizon = self._future_actions(context, actions, horizon)
         session = self.start(context, samples, seed, horizon=min(horizon, self.trained_horizon), sampling=sampling)
-        given = self.tokenizer.require_frames(context).float().clamp(0, 1).to(self.device)
+        given = (context.float() / 255 if context.dtype == torch.uint8 else context.float()).to(self.device)
         video = [given.repeat_interleave(samples, dim=0)]  # (B*K, T, 3, R, R)
         rewards = []
         for first in range(0, horizon, session.horizon):

@@ -119,7 +119,7 @@ def test_contexts_and_frames_are_counted() -> None:
     arithmetic = count_arithmetic(model)
     context = torch.rand(3, 2, 3, 16, 16)
     with model.start(context, seed=0, horizon=2) as session:
-        tokens = torch.full((3, 2, 4), model.transformer.layout.dynamics_ids.start)
+        tokens = torch.stack([session.step(decode=False).tokens for _ in range(2)], dim=1)
         assert count_operations(lambda: model.start(context, seed=0)) == 3 * arithmetic.context
         assert count_operations(lambda: session.decode(tokens)) == 6 * arithmetic.frame
 

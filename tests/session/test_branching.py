@@ -121,6 +121,12 @@ def test_a_fork_leaves_its_session_alone(model: WorldModel, make_frames: MakeFra
     assert all(torch.equal(a, b) for a, b in zip(walk(session, actions[2:]), expected, strict=True))
 
 
+def test_a_forks_seed_is_no_stream_of_a_start(model: WorldModel, make_frames: MakeFrames) -> None:
+    session = model.start(make_frames(2, 2), seed=4)
+    uniform = [s._open().streams.uniform(8) for s in (session, session.fork([0, 1], seed=4))]
+    assert not (uniform[0] == uniform[1]).any()
+
+
 def test_a_snapshot_can_be_restored_again_and_elsewhere(model: WorldModel, make_frames: MakeFrames) -> None:
     frames, actions = make_frames(2, 2), torch.rand(6, A)
     session = model.start(frames, seed=1, horizon=HORIZON)
@@ -183,7 +189,7 @@ def test_contexts_of_mixed_size(model: WorldModel, make_frames: MakeFrames) -> N
         ShapeError, match=r"frames have shape \(1, 2, 3, 32, 32\); this model takes \(B, T, 3, 16, 16\)"
     ):
         model.start(make_frames(1, 2, 32))
-    with pytest.raises(ShapeError, match="branches is 0"):
+    with pytest.raises(ShapeError, match="branches is 0; it must be a whole number"):
         model.start(make_frames(1, 2), branches=0)
     with pytest.raises(ShapeError, match="0 contexts were given"):
         model.start(make_frames(1, 2)[:0])
@@ -225,6 +231,11 @@ def test_a_goal_stays_the_goal(make_tokenizer: Any, make_transformer: Any, make_
         session.step()
     assert torch.equal(session.frames[:, 0], context[:, 0])
     assert session.frames.shape == (2, 3, 3, 16, 16)
+    other = make_frames(1, 3, seed=5)
+    session.reset(other, [1])
+    for _ in range(HORIZON + 1):
+        session.step()
+    assert torch.equal(session.frames[0, 0], context[0, 0]) and torch.equal(session.frames[1, 0], other[0, 0])
 
 
 def test_five_hundred_frames_in_bounded_memory(model: WorldModel, make_frames: MakeFrames) -> None:

@@ -192,6 +192,8 @@ def test_refuses_to_decode_what_it_did_not_imagine(model: WorldModel, context: T
     tokens = session.step(decode=False).tokens
     with pytest.raises(ShapeError, match=re.escape("(R, F, M) = (6, F, 4)")):
         session.decode(tokens)
+    with pytest.raises(ShapeError, match="2 frames are to be decoded, but row 0 has imagined 1 from its present"):
+        session.decode(tokens[:, None].expand(-1, 2, -1))
     with pytest.raises(ShapeError, match=r"tokens lie outside 32\.\.63"):
         session.decode(tokens[:, None] - 32)
 
@@ -242,6 +244,7 @@ def test_memory_is_bounded_and_refused_with_the_numbers(
         model.start(context, branches=3, horizon=4)
     with pytest.raises(SessionError, match="900 rows of 0 new contexts"):
         session.fork([0] * 900)
+    monkeypatch.undo()
     assert session.step().tokens.shape == (9, 4)
 
 
@@ -277,3 +280,58 @@ def test_a_step_that_fails_changes_nothing(
 
 def failing_decode(*_: Any) -> Tensor:
     raise torch.OutOfMemoryError("no more")
+
+
+def test_what_is_given_away_may_be_altered(make_world_model: MakeWorldModel, context: Tensor) -> None:
+    model = make_world_model()
+    session, untouched = (model.start(context, seed=1) for _ in range(2))
+    session.step().tokens.zero_()
+    untouched.step()
+    assert torch.equal(session.step().tokens, untouched.step().tokens)
+
+
+def test_things_that_are_no_tensors(model: WorldModel, context: Tensor) -> None:
+    with pytest.raises(ShapeError, match="context is a ndarray; give a torch tensor"):
+        model.start(context.numpy())  # type: ignore[arg-type]
+    session = model.start(context, seed=1)
+    with pytest.raises(ShapeError, match="action is a ndarray; give a torch tensor"):
+        session.step(torch.zeros(3, A).numpy())  # type: ignore[arg-type]
+    with pytest.raises(SessionError, match="give whole numbers"):
+        session.fork([0.5])  # type: ignore[list-item]
+    with pytest.raises(SessionError, match="rows are true or false"):
+        session.fork(torch.tensor([True, False, True]))  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match=r"branches is 2\.5"):
+        model.start(context, branches=2.5)  # type: ignore[arg-type]
+
+
+def test_memory_for_contexts_of_their_own(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = model.start(context[:1], branches=8, seed=1, horizon=2)
+    once = session.bytes
+    for _ in range(3):
+        session.step()
+    assert once < session.bytes <= model.session_bytes(1, 8, 2, renewed=True)
+    assert session.snapshot().bytes == session.bytes
+    session.step()
+    monkeypatch.setattr("ivideogpt.session.beginning.free_memory", lambda _: 1000)
+    for use in (session.step, lambda: session.reset(context[:1], [3])):
+        with pytest.raises(SessionError, match="new contexts and 2 frames need"):
+            use()
+    monkeypatch.undo()
+    assert session.step().tokens.shape == (8, 4)
+
+
+def test_a_reset_that_fails_changes_nothing(
+    model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, untouched = (model.start(context, seed=1) for _ in range(2))
+    session.step()
+    untouched.step()
+    with monkeypatch.context() as patch:
+        patch.setattr("ivideogpt.session.session.read_contexts", failing_decode)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.reset(context[:1], [1])
+    with monkeypatch.context() as patch:
+        patch.setattr("ivideogpt.transformer.branches.Groups.__init__", failing_decode)
+        with pytest.raises(torch.OutOfMemoryError):
+            session.reset(context[:1], [1])
+    assert torch.equal(session.step().tokens, untouched.step().tokens)

@@ -32,7 +32,7 @@ def inputs(rows: int, count: int, seed: int) -> Tensor:
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
 def test_gathering_and_back(prefix_of_row: list[int]) -> None:
-    groups = Groups(prefix_of_row, 4)
+    groups = Groups(prefix_of_row, 4, torch.device("cpu"))
     x = torch.randn(len(prefix_of_row), 2, 3, 5)
     gathered = groups.gather(x)
     assert gathered.shape == (4, 2, groups.largest * 3, 5)
@@ -48,7 +48,7 @@ def test_gathering_and_back(prefix_of_row: list[int]) -> None:
     [([0, 1, 2], True), ([0, 0, 1, 1], True), ([0, 1, 0, 1], False), ([0, 0, 1], False), ([1, 0], False)],
 )
 def test_regular_rows_need_not_be_moved(prefix_of_row: list[int], regular: bool) -> None:
-    assert Groups(prefix_of_row, max(prefix_of_row) + 1).regular == regular
+    assert Groups(prefix_of_row, max(prefix_of_row) + 1, torch.device("cpu")).regular == regular
 
 
 def test_regrouping() -> None:
@@ -81,6 +81,7 @@ def test_rows_out_of_step(make_transformer: MakeTransformer) -> None:
     cache = BranchedCache(prefixes_of(model, first), [0, 0, 1, 1], capacity=8)
     model.hidden_states(own, cache)
     cache.restart([0, 2], prefixes_of(model, second), [1, 0])
+    assert torch.isfinite(cache.values).all(), "what a row has not written is multiplied by 0 all the same"
     assert (cache.in_step, cache.lengths) == (False, [0, 3, 0, 3])
     made = torch.cat([model.hidden_states(piece, cache) for piece in more.split([1, 2, 2], dim=1)], dim=1)
     before = [second[1], torch.cat([first[0], own[1]]), second[0], torch.cat([first[1], own[3]])]
@@ -96,6 +97,7 @@ def test_selected_rows_go_their_own_ways(make_transformer: MakeTransformer) -> N
     model.hidden_states(own, cache)
     other, more = cache.select([1, 1, 0]), inputs(3, 2, seed=2)
     assert other.prefixes is cache.prefixes
+    assert cache.select([1, 1]).prefixes.keys.shape[1] == 1, "what no row continues is not kept"
     made = model.hidden_states(more, other)
     whole = torch.cat([shared[[1, 1, 0]], own[[1, 1, 0]], more], dim=1)
     torch.testing.assert_close(made, model.hidden_states(whole)[:, PREFIX + 3 :])

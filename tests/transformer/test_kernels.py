@@ -55,3 +55,14 @@ def test_the_switch_is_put_back_after_an_error() -> None:
     with pytest.raises(RuntimeError, match="inside"), fast_products(torch.zeros(1, 64, dtype=torch.bfloat16)):
         raise RuntimeError("inside")
     assert torch.backends.mkldnn.enabled
+
+
+def test_the_switch_waits_for_the_last_that_needs_it() -> None:
+    x = torch.zeros(1, 64, dtype=torch.bfloat16)
+    first, second = fast_products(x), fast_products(x)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not torch.backends.mkldnn.enabled
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.enabled

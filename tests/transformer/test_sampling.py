@@ -152,6 +152,10 @@ def test_streams_leave_the_global_generators_alone() -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
+def test_keys_of_large_numbers_are_kept_apart() -> None:
+    assert not torch.equal(RowStreams([(5 + 3 * 2**32, 2, 0)]).draw(8), RowStreams([(5, 3, 2)]).draw(8))
+
+
 def test_streams_are_independent() -> None:
     drawn = RowStreams([(0, b, k) for b in range(8) for k in range(8)]).draw(2000)
     correlation = torch.corrcoef(drawn)

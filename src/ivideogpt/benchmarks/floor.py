@@ -78,11 +78,11 @@ class Arithmetic(NamedTuple):
 
 def count_arithmetic(model: WorldModel) -> Arithmetic:
     """Count by running both once."""
-    config, layout = model.tokenizer.config, model.transformer.layout
+    config = model.tokenizer.config
     side = config.resolution
     context = torch.rand(1, config.context_frames, 3, side, side, device=model.device)
     with model.start(context, seed=0, horizon=1) as session:
-        codes = torch.full((1, 1, layout.dynamics_tokens), layout.dynamics_ids.start, device=model.device)
+        codes = session.step(decode=False).tokens[:, None]
         return Arithmetic(
             context=count_operations(lambda: model.start(context, seed=0, horizon=1)),
             frame=count_operations(lambda: session.decode(codes)),

@@ -170,7 +170,7 @@ def _make_contest(size: str, rewards: bool, device: torch.device) -> _Contest:
     differences = {name: _difference(reference, way, SIZES[size].action_dim) for name, way in ours.items()}
     worst = differences["float32"]["largest_difference"]
     assert worst < _TOLERANCE, f"the logits of the two ways differ by {worst:g}"
-    return _Contest(size, reference, ours, differences, count_arithmetic(model), device)
+    return _Contest(size, reference, ours, differences, count_arithmetic(ours["float32"]), device)
 
 
 @torch.no_grad()
@@ -311,8 +311,8 @@ def measure_latency(device: torch.device, rates: Rates) -> Latency:
     opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
     context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
-    arithmetic = count_arithmetic(model)
     models = {name: prepare(model) for name, prepare in ways(device).items()}
+    arithmetic = count_arithmetic(models["float32"])
     sessions = {name: way.start(context, seed=_SEED) for name, way in models.items()}
     steps: dict[str, Callable[[], object]] = {
         way: partial(_next_step, session, cycle(actions)) for way, session in sessions.items()

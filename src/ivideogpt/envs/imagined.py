@@ -128,6 +128,7 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
 
         self._context_shape = (layout.context_frames, *frame)
         self._session: Session | None = None
+        self._pending: _Beginning | None = None
         fresh = [seeding.np_random() for _ in range(self.num_envs)]
         self._generators, self._seeds = [rng for rng, _ in fresh], [seed for _, seed in fresh]
         self._frames = np.zeros((self.num_envs, *frame), np.uint8)
@@ -169,6 +170,7 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         for env, one in enumerate(require_seeds(seed, self.num_envs)):
             if mask[env] and one is not None:
                 self._generators[env], self._seeds[env] = seeding.np_random(one)
+        self._pending = None
         self._begin(self._draw(mask))
         return self._frames.copy(), _masked(mask, origin=self._origins)
 
@@ -197,9 +199,11 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         renewed = over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
         moved = ~renewed
         taken = require_actions(actions, self._box, self.num_envs, moved)
-        beginning = self._draw(renewed)  # before anything moves: a source may fail
+        if self._pending is None:  # else a step failed after this, and is taken again
+            self._pending = self._draw(renewed)  # before anything moves: a source may fail
         rewards, told = self._imagine(taken, moved)
-        self._begin(beginning)
+        self._begin(self._pending)
+        self._pending = None
         truncated, info = self._over(), {}
         if truncated.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
             info = self._final(truncated, told)
@@ -269,13 +273,13 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         step = self._require_started().step(torch.from_numpy(actions))
         assert step.frame is not None, "a step decodes unless told otherwise"
         frames = (step.frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-        self._frames[moved] = frames[moved]
-        self._elapsed[moved] += 1
         if self.reward is not None:
             rewards[moved] = call_reward(self.reward, frames[moved])
         else:
             assert step.reward is not None, "there is a reward head where there is no function"
             rewards[moved] = step.reward.cpu().numpy()[moved]
+        self._frames[moved] = frames[moved]
+        self._elapsed[moved] += 1
         return rewards, {"tokens": step.tokens.cpu().numpy(), "entropy": step.entropy.float().cpu().numpy()}
 
     def _final(self, ended: npt.NDArray[np.bool_], told: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:

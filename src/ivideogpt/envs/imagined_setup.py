@@ -44,7 +44,7 @@ def open_model(model: str | Path | WorldModel, device: str | torch.device | None
             "WorldModel."
         )
     if device is not None:
-        wanted = choose_device(device) if isinstance(device, str) else device
+        wanted = choose_device(str(device))
         if wanted != model.device:
             raise ConfigError(
                 f"device is {device}, but the model that was given runs on {model.device}. "

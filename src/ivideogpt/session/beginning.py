@@ -27,6 +27,8 @@ def context_frames(tokenizer: CompressiveTokenizer, transformer: VideoTransforme
     Raises:
         ShapeError: another shape, type or range, no context, or another number of frames.
     """
+    if not isinstance(context, Tensor):
+        raise ShapeError(f"context is a {type(context).__name__}; give a torch tensor: torch.as_tensor(context).")
     frames = tokenizer.require_frames(context.to(transformer.embedding.weight.device))
     if len(frames) == 0:
         raise ShapeError("0 contexts were given; give at least one.")
@@ -65,7 +67,7 @@ def stream_keys(seed: Seed, contexts: int, branches: int) -> list[tuple[int, ...
     else:
         if len(seed) != contexts:
             raise ShapeError(f"{len(seed)} seeds for {contexts} contexts; give one int, or one int a context.")
-        firsts = [(int(s), 0) for s in seed]
+        firsts = [(operator.index(s), 0) for s in seed]
     if any(part < 0 for key in firsts for part in key):
         raise ShapeError(f"seed is {seed}; seeds must not be negative.")
     return [(*first, k) for first in firsts for k in range(branches)]

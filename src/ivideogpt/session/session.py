@@ -17,14 +17,15 @@ from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, stream_keys
 from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
-from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
+from ivideogpt.session.state import Snapshot, State, frames_at_once, read_contexts, suffix_length
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.compressive import DecodedContext
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
-_FRAMES_DECODED_AT_ONCE = 256
+_FRAMES_DECODED_AT_ONCE = 256  # of 64 pixels
+_FORKED = 1
 
 
 class Step(NamedTuple):
@@ -44,8 +45,9 @@ class Session:
     """An imagination under way; made by `WorldModel.start`. The key-value cache lives as long as it does.
 
     Each different context is tokenized, read and its features are decoded once; all its rows share that. Once `horizon`
-    frames have been imagined from a context, a row's newest frames become its context, so a session never ends and its
-    memory does not grow. A step that fails leaves the session as it was.
+    frames have been imagined from a context, a row's newest frames become its context, so a session never ends. Memory
+    grows once, when rows that shared a context get contexts of their own, and then no more. A step that fails can be
+    taken again, as if nothing had happened.
     """
 
     def __init__(
@@ -77,8 +79,8 @@ class Session:
         drafts: bool,
     ) -> Self:
         """See `WorldModel.start`."""
-        if branches < 1:
-            raise ShapeError(f"branches is {branches}; it must be at least 1.")
+        if not isinstance(branches, int) or branches < 1:
+            raise ShapeError(f"branches is {branches}; it must be a whole number of at least 1.")
         frames = context_frames(tokenizer, transformer, context)
         keys = stream_keys(seed, len(frames), branches)
         first, which = distinct(frames)
@@ -139,7 +141,7 @@ class Session:
 
         Raises:
             ShapeError: an action of the wrong shape, not finite or out of range (names the row and the rule).
-            SessionError: the session is closed.
+            SessionError: the session is closed, or too little memory is free for new contexts.
         """
         state = self._open()
         slot = self._slot(action)
@@ -147,7 +149,7 @@ class Session:
         lengths, unread = list(state.cache.lengths), state.unread
         try:
             tokens, entropy = self._frame(state, slot)
-            state.unread = tokens[:, -1]
+            state.unread = tokens[:, -1].clone()  # the step that is given away may be altered
             reward = None if self._lazy else self._reward(state)
             frame = self._decoded(tokens[:, None], range(len(tokens)))[:, 0] if decode else None
         except BaseException:
@@ -165,7 +167,8 @@ class Session:
         """Tokens (R,F,M) that the rows imagined from their present contexts -> frames (R,F,3,side,side) in [0,1].
 
         Raises:
-            ShapeError: tokens of another shape, or ids that are not legal inside a future frame.
+            ShapeError: tokens of another shape, more frames than a row has imagined from its present context, or ids
+                that are not legal inside a future frame.
         """
         expected = (self.rows, self.layout.dynamics_tokens)
         if tokens.ndim != 3 or (tokens.shape[0], tokens.shape[2]) != expected:
@@ -173,6 +176,12 @@ class Session:
                 f"tokens have shape {tuple(tokens.shape)}; this session decodes (R, F, M) = "
                 f"({expected[0]}, F, {expected[1]})."
             )
+        for row, imagined in enumerate(self._open().segment):
+            if tokens.shape[1] > imagined:
+                raise ShapeError(
+                    f"{tokens.shape[1]} frames are to be decoded, but row {row} has imagined {imagined} from its "
+                    "present context. Decode before the step that makes the newest frames the context."
+                )
         legal = self.layout.dynamics_ids
         if tokens.numel() and not (int(tokens.min()) >= legal.start and int(tokens.max()) < legal.stop):
             raise ShapeError(
@@ -188,8 +197,8 @@ class Session:
 
         Args:
             rows: indices of rows.
-            seed: decides the draws of the copies, row n having the stream (seed, n). None: a copy goes on with the
-                stream of its row, so under the same actions it imagines the same.
+            seed: decides the draws of the copies, each its own. None: a copy goes on with the stream of its row, so
+                under the same actions it imagines the same.
 
         Raises:
             SessionError: no rows, a row that does not exist, or too little memory.
@@ -198,7 +207,8 @@ class Session:
         require_memory(self.tokenizer, self.transformer, 0, len(chosen), self.horizon)
         state = self._open().select(chosen)
         if seed is not None:
-            state.streams.restart(range(len(chosen)), stream_keys(seed, len(chosen), 1))
+            keys = [(*key, _FORKED) for key in stream_keys(seed, len(chosen), 1)]  # no stream of `start`
+            state.streams.restart(range(len(chosen)), keys)
         drafts = self._guessing.allowed
         return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, state, drafts)
 
@@ -235,7 +245,8 @@ class Session:
 
         Raises:
             ShapeError: contexts or seeds that do not fit the rows or the model.
-            SessionError: no rows, a row that does not exist or is named twice, or the session is closed.
+            SessionError: no rows, a row that does not exist or is named twice, too little memory, or the session is
+                closed.
         """
         chosen = self._require_rows(rows)
         if len(set(chosen)) != len(chosen):
@@ -265,7 +276,7 @@ class Session:
 
     def _frame(self, state: State, slot: Tensor) -> tuple[Tensor, Tensor]:
         """From the slot's embedding (R,H): the frame's tokens (R,M) and the mean entropy of their draws (R,)."""
-        uniform = state.streams.uniform(self.layout.dynamics_tokens)
+        uniform = state.streams.uniform(self.layout.dynamics_tokens).to(state.tokens.device)
         lead = slot[:, None]
         if self._lazy:
             lead = torch.cat([self._unread(state), lead], dim=1)
@@ -281,6 +292,8 @@ class Session:
     def _slot(self, action: Tensor | None) -> Tensor:
         """Embedding (R, H) of the S2 slot with its action."""
         transformer, rows = self.transformer, self.rows
+        if action is not None and not isinstance(action, Tensor):
+            raise ShapeError(f"action is a {type(action).__name__}; give a torch tensor: torch.as_tensor(action).")
         slots = torch.full((rows,), self.layout.future_slot, device=transformer.embedding.weight.device)
         slot = transformer.embed_tokens(slots, self.layout.future_slot_place)
         if action is None:
@@ -314,13 +327,14 @@ class Session:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
         codes = tokens - self.layout.dynamics_ids.start
         features, groups = state.contexts.features, state.cache.groups
-        if groups.regular and len(rows) == self.rows:
+        together_at_most = frames_at_once(_FRAMES_DECODED_AT_ONCE, self.tokenizer.config.resolution)
+        if groups.regular and len(rows) == self.rows and groups.prefixes <= together_at_most:
             together = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
-            at_once = max(1, _FRAMES_DECODED_AT_ONCE // groups.prefixes)
+            at_once = together_at_most // groups.prefixes
             decoded = DecodedContext(codes.new_empty(0), features)
             chunks = [self.tokenizer.decode_future(part, decoded) for part in together.split(at_once, dim=1)]
             return _as_frames(torch.cat(chunks, dim=1)).view(*codes.shape[:2], *chunks[0].shape[2:])
-        at_once = max(1, _FRAMES_DECODED_AT_ONCE // codes.shape[1])
+        at_once = max(1, together_at_most // codes.shape[1])
         context_of = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
         chunks = []
         for part, index in zip(codes.split(at_once), context_of.split(at_once), strict=True):
@@ -352,6 +366,7 @@ class Session:
     def _begin_from(self, rows: list[int], frames: Tensor) -> None:
         """Let rows go on from contexts of their own (len(rows),t,3,side,side)."""
         first, which = distinct(frames)
+        require_memory(self.tokenizer, self.transformer, len(first), 0, self.horizon)
         contexts, prefixes = read_contexts(self.tokenizer, self.transformer, frames[first], self._lazy)
         self._open().restart(rows, contexts, prefixes, which)
 
@@ -363,7 +378,12 @@ class Session:
         return self._state
 
     def _require_rows(self, rows: Sequence[int]) -> list[int]:
-        chosen = [operator.index(row) for row in rows]
+        try:
+            chosen = [operator.index(row) for row in rows]
+        except TypeError as error:
+            raise SessionError(f"rows are {rows}; give whole numbers.") from error
+        if any(isinstance(row, bool) or getattr(row, "dtype", None) is torch.bool for row in rows):
+            raise SessionError("rows are true or false; give numbers of rows: mask.nonzero()[:, 0].tolist().")
         if not chosen:
             raise SessionError("rows is empty; name at least one.")
         for row in chosen:

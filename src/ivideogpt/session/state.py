@@ -15,10 +15,10 @@ from torch import Tensor
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.cross_attention import KeysValues
 from ivideogpt.transformer import BranchedCache, Prefixes, VideoTransformer
-from ivideogpt.transformer.branches import regrouped
+from ivideogpt.transformer.branches import regrouped, used_by
 from ivideogpt.transformer.sampling import RowStreams
 
-_CONTEXTS_READ_AT_ONCE = 32
+_CONTEXTS_READ_AT_ONCE = 32  # of 64 pixels; fewer of larger ones, as their feature maps take more memory
 
 
 class Contexts(NamedTuple):
@@ -31,20 +31,21 @@ class Contexts(NamedTuple):
     last_tokens: Tensor
     """(S,) int64: the last token of each context."""
 
-    def with_others(self, kept: Sequence[int], others: Contexts) -> Contexts:
-        """Some of these, and others behind them."""
-        if not kept:
-            return others
-        index = torch.tensor(list(kept), device=self.frames.device)
+    def part(self, numbers: Sequence[int]) -> Contexts:
+        """Some of these, copied."""
+        index = torch.tensor(list(numbers), device=self.frames.device)
+        features = [(keys.index_select(0, index), values.index_select(0, index)) for keys, values in self.features]
+        return Contexts(self.frames.index_select(0, index), features, self.last_tokens.index_select(0, index))
 
-        def join(ours: Tensor, theirs: Tensor) -> Tensor:
-            return torch.cat([ours.index_select(0, index), theirs])
-
-        features = [
-            (join(keys, more_keys), join(values, more_values))
-            for (keys, values), (more_keys, more_values) in zip(self.features, others.features, strict=True)
-        ]
-        return Contexts(join(self.frames, others.frames), features, join(self.last_tokens, others.last_tokens))
+    def with_others(self, *others: Contexts) -> Contexts:
+        """These, and others behind them."""
+        every = [self, *others]
+        pairs = zip(*(contexts.features for contexts in every), strict=True)
+        return Contexts(
+            torch.cat([contexts.frames for contexts in every]),
+            [(torch.cat([k for k, _ in pair]), torch.cat([v for _, v in pair])) for pair in pairs],
+            torch.cat([contexts.last_tokens for contexts in every]),
+        )
 
     @property
     def bytes(self) -> int:
@@ -79,10 +80,15 @@ class State:
         return self.contexts.bytes + self.cache.bytes + self.tokens.nbytes
 
     def select(self, rows: Sequence[int]) -> Self:
-        """These rows, each as often as it is named; contexts are shared, what changes is copied."""
+        """These rows, each as often as it is named, with their contexts.
+
+        What changes is copied; the contexts are shared where all of them are needed.
+        """
         index = torch.tensor(list(rows), device=self.tokens.device)
+        used, _ = used_by(self.prefix_of_row, rows)
         return dataclasses.replace(
             self,
+            contexts=self.contexts if len(used) == self.cache.groups.prefixes else self.contexts.part(used),
             cache=self.cache.select(rows),
             streams=self.streams.select(rows),
             tokens=self.tokens.index_select(0, index),
@@ -98,13 +104,13 @@ class State:
     def restart(self, rows: Sequence[int], contexts: Contexts, prefixes: Prefixes, context_of_row: list[int]) -> None:
         """Let these rows go on from other contexts."""
         kept, _ = regrouped(self.prefix_of_row, rows, context_of_row)
-        joined = self.contexts.with_others(kept, contexts)
+        joined = self.contexts.part(kept).with_others(contexts) if kept else contexts
+        index = torch.tensor(list(rows), device=self.unread.device)
+        unread = self.unread.index_copy(0, index, contexts.last_tokens[context_of_row])
         self.cache.restart(rows, prefixes, context_of_row)
-        self.contexts = joined
-        self.unread = self.unread.clone()
-        for row, context in zip(rows, context_of_row, strict=True):
+        self.contexts, self.unread = joined, unread  # now that nothing can fail any more
+        for row in rows:
             self.segment[row] = 0
-            self.unread[row] = contexts.last_tokens[context]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +121,11 @@ class Snapshot:
     transformer: VideoTransformer
     tokenizer: CompressiveTokenizer
     horizon: int
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, bytes, what is shared with the session included."""
+        return self.state.bytes
 
 
 def read_contexts(
@@ -127,14 +138,18 @@ def read_contexts(
         frames: in the tokenizer's precision, in [0,1].
         lazy: leave each context's last token out of what the transformer reads.
     """
-    parts = [_read(tokenizer, transformer, part, lazy) for part in frames.split(_CONTEXTS_READ_AT_ONCE)]
+    at_once = frames_at_once(_CONTEXTS_READ_AT_ONCE, frames.shape[-1])
+    parts = [_read(tokenizer, transformer, part, lazy) for part in frames.split(at_once)]
     if len(parts) == 1:
         return parts[0]
-    contexts, prefixes = parts[0]
-    for more_contexts, more_prefixes in parts[1:]:
-        contexts = contexts.with_others(range(len(contexts.frames)), more_contexts)
-        prefixes = prefixes.with_others(range(len(prefixes.keys[0])), more_prefixes)
-    return contexts, prefixes
+    contexts, prefixes = zip(*parts, strict=True)
+    keys, values = (torch.cat(tensors, dim=1) for tensors in zip(*prefixes, strict=True))
+    return contexts[0].with_others(*contexts[1:]), Prefixes(keys, values)
+
+
+def frames_at_once(small: int, side: int) -> int:
+    """How many frames of this side to work on together, if of 64 pixels it is `small`."""
+    return max(1, small * 64**2 // side**2)
 
 
 def _read(

@@ -44,5 +44,6 @@ class UpsamplingConv(nn.Conv2d):
         by_row = torch.stack([torch.stack([first, second + third]), torch.stack([first + second, third])])
         first, second, third = by_row.unbind(dim=-1)  # (2 phases, 2 rows, C, C)
         kernels = torch.stack([torch.stack([first, second + third]), torch.stack([first + second, third])])
-        # (column phase, column, row phase, row, C, C) -> (row phase, column phase, C, C, row, column)
-        self.phases = kernels.permute(2, 0, 4, 5, 3, 1).contiguous().to(self.weight.dtype)
+        # (column phase, column, row phase, row, C, C) -> (row phase, column phase, C, C, row, column), channels last
+        kernels = kernels.permute(2, 0, 4, 3, 1, 5).contiguous().permute(0, 1, 2, 5, 3, 4)
+        self.phases = kernels.to(self.weight.dtype)

@@ -21,9 +21,10 @@ class Groups:
     Args:
         prefix_of_row: R indices of prefixes.
         prefixes: S.
+        device: where they are laid side by side.
     """
 
-    def __init__(self, prefix_of_row: Sequence[int], prefixes: int) -> None:
+    def __init__(self, prefix_of_row: Sequence[int], prefixes: int, device: torch.device) -> None:
         self.prefix_of_row, self.prefixes = tuple(prefix_of_row), prefixes
         rows: list[list[int]] = [[] for _ in range(prefixes)]
         for row, prefix in enumerate(self.prefix_of_row):
@@ -33,13 +34,14 @@ class Groups:
         self.regular = flat == list(range(len(flat))) and all(len(group) == self.largest for group in rows)
         """Whether the rows stand prefix by prefix, equally many of each: then nothing need be moved."""
         # Small groups are filled up with row 0; what it gets there is thrown away.
-        self._padded = torch.tensor([group + [0] * (self.largest - len(group)) for group in rows]).flatten()
+        padded = [row for group in rows for row in group + [0] * (self.largest - len(group))]
+        self._padded = torch.tensor(padded, device=device)
         back = {row: s * self.largest + k for s, group in enumerate(rows) for k, row in enumerate(group)}
-        self._back = torch.tensor([back[row] for row in range(len(flat))])
+        self._back = torch.tensor([back[row] for row in range(len(flat))], device=device)
 
     def gather(self, x: Tensor) -> Tensor:
         """(R,h,n,X) -> (S,h,K*n,X), K the size of the largest group."""
-        padded = x if self.regular else x[self._padded.to(x.device)]
+        padded = x if self.regular else x[self._padded]
         if self.largest == 1:
             return padded
         return padded.unflatten(0, (self.prefixes, self.largest)).transpose(1, 2).flatten(2, 3)
@@ -48,7 +50,7 @@ class Groups:
         """(S,h,K*n,X) -> (R,h,n,X): the inverse of `gather`."""
         if self.largest > 1:
             x = x.unflatten(2, (self.largest, -1)).transpose(1, 2).flatten(0, 1)
-        return x if self.regular else x[self._back.to(x.device)]
+        return x if self.regular else x[self._back]
 
 
 def regrouped(
@@ -64,6 +66,13 @@ def regrouped(
     place = {old: new for new, old in enumerate(kept)}
     after = [len(kept) + moved[row] if row in moved else place[prefix] for row, prefix in enumerate(prefix_of_row)]
     return kept, after
+
+
+def used_by(prefix_of_row: Sequence[int], rows: Sequence[int]) -> tuple[list[int], list[int]]:
+    """The prefixes that some rows, in the order given, continue, and for each of those rows its prefix among them."""
+    used = sorted({prefix_of_row[row] for row in rows})
+    place = {prefix: number for number, prefix in enumerate(used)}
+    return used, [place[prefix_of_row[row]] for row in rows]
 
 
 class Prefixes(NamedTuple):
@@ -102,11 +111,13 @@ class BranchedCache:
     def __init__(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> None:
         layers, count, heads, self.prefix_length, head_dim = prefixes.keys.shape
         shape = (layers, len(prefix_of_row), heads, capacity, head_dim)
-        self.prefixes, self.groups = prefixes, Groups(prefix_of_row, count)
-        self.keys, self.values = prefixes.keys.new_empty(shape), prefixes.keys.new_empty(shape)
+        self.prefixes, self.groups = prefixes, Groups(prefix_of_row, count, prefixes.keys.device)
+        # Where rows are out of step, what one has not written is masked for it, but its values are multiplied by 0.
+        self.keys, self.values = prefixes.keys.new_zeros(shape), prefixes.keys.new_zeros(shape)
         self.capacity = capacity
         self.lengths = [0] * len(prefix_of_row)
         """Positions filled in each row's suffix."""
+        self._positions: tuple[tuple[tuple[int, ...], int], Tensor] | None = None
 
     @property
     def bytes(self) -> int:
@@ -161,8 +172,13 @@ class BranchedCache:
         self.lengths = list(lengths)
 
     def select(self, rows: Sequence[int]) -> BranchedCache:
-        """A cache of these rows, each as often as it is named, that shares the prefixes and copies the suffixes."""
-        other = type(self)(self.prefixes, [self.groups.prefix_of_row[row] for row in rows], self.capacity)
+        """A cache of these rows, each as often as it is named; see `used_by`. The suffixes are copied."""
+        used, prefix_of_row = used_by(self.groups.prefix_of_row, rows)
+        prefixes = self.prefixes
+        if len(used) < self.groups.prefixes:
+            index = torch.tensor(used, device=self.keys.device)
+            prefixes = Prefixes(*(x.index_select(1, index) for x in prefixes))
+        other = type(self)(prefixes, prefix_of_row, self.capacity)
         filled, index = slice(0, max(self.lengths)), torch.tensor(list(rows), device=self.keys.device)
         other.keys[:, :, :, filled] = self.keys[:, :, :, filled].index_select(1, index)
         other.values[:, :, :, filled] = self.values[:, :, :, filled].index_select(1, index)
@@ -172,15 +188,20 @@ class BranchedCache:
     def restart(self, rows: Sequence[int], prefixes: Prefixes, prefix_of_row: Sequence[int]) -> None:
         """Let these rows continue new prefixes from the beginning; prefixes without a row are dropped."""
         kept, after = regrouped(self.groups.prefix_of_row, rows, prefix_of_row)
-        self.prefixes = self.prefixes.with_others(kept, prefixes)
-        self.groups = Groups(after, len(self.prefixes.keys[0]))
+        joined = self.prefixes.with_others(kept, prefixes)
+        groups = Groups(after, joined.keys.shape[1], self.keys.device)
+        self.prefixes, self.groups = joined, groups  # now that nothing can fail any more
         for row in rows:
             self.lengths[row] = 0
 
     def _own_positions(self, count: int) -> Tensor:
-        """(R, n) positions of the next tokens in their suffixes."""
-        starts = torch.tensor(self.lengths, device=self.keys.device)
-        return starts[:, None] + torch.arange(count, device=self.keys.device)
+        """(R, n) positions of the next tokens in their suffixes; all layers of a pass ask for the same."""
+        key = (tuple(self.lengths), count)
+        if self._positions is None or self._positions[0] != key:
+            device = self.keys.device
+            starts = torch.tensor(self.lengths, device=device)
+            self._positions = key, starts[:, None] + torch.arange(count, device=device)
+        return self._positions[1]
 
     def _later(self, count: int, end: int) -> Tensor:
         """Bool, True where a suffix position comes after the query: (n, end), or (R, 1, n, end) out of step."""

@@ -7,13 +7,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _LARGEST = 127
+_ALIGNED = 32  # PyTorch's kernel reads past the end of rows of other lengths
+_FEW_ROWS = 24  # with more it is quicker to widen the weights and multiply once
 
 
 class Int8Linear(nn.Module):
     """A linear layer without bias, its weights rounded to 255 steps of a scale that each output row has of its own.
 
-    Half the bytes of bf16, for use without gradients. On CPUs with bf16 inputs PyTorch multiplies such weights as they
-    are; elsewhere they are widened for each product, which saves memory but no time.
+    Half the bytes of bf16, for use without gradients. On CPUs PyTorch multiplies such weights with a few bf16 rows as
+    they are; elsewhere they are widened for each product, which saves memory but no time.
     """
 
     weight: Tensor
@@ -28,7 +30,8 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs)."""
-        if x.device.type == "cpu" and x.dtype is torch.bfloat16:
-            rows = x.reshape(-1, x.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        aligned = rows.shape[1] % _ALIGNED == 0
+        if aligned and len(rows) <= _FEW_ROWS and x.device.type == "cpu" and x.dtype is torch.bfloat16:
             return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight.to(x.dtype)) * self.scale

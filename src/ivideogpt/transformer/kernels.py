@@ -5,6 +5,7 @@ Shapes: B rows, h heads, n new positions, D channels a head.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -33,17 +34,40 @@ def fast_products(x: Tensor) -> Iterator[None]:
     """Within the block, products with x (..., channels) use the kernel that reads the weights fastest.
 
     For a single bf16 row on a CPU that is PyTorch's own, at twice the rate of oneDNN's, which rearranges the weights
-    each time. The switch is global: what another thread multiplies meanwhile is right too, but may be slower.
+    each time. The switch is global: what another thread multiplies meanwhile is right too, but may be slower. The
+    first thread that needs it turns it, the last one turns it back.
     """
     if x.shape[:-1].numel() != 1 or not _bf16_on_cpu(x):
         yield
         return
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    _onednn_off.enter()
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = before
+        _onednn_off.leave()
+
+
+class _OneDnnOff:
+    """PyTorch's switch for oneDNN, off as long as any thread is inside."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, True
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._before = bool(torch.backends.mkldnn.enabled)
+                torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                torch.backends.mkldnn.enabled = self._before  # type: ignore[assignment]
+
+
+_onednn_off = _OneDnnOff()
 
 
 def _bf16_on_cpu(x: Tensor) -> bool:

@@ -222,8 +222,7 @@ class VideoTransformer(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            warnings.warn(f"the step could not be compiled, so it runs as it is: {reason}", stacklevel=2)
+            _say_not_compiled(error)
             self._compiled = None
             return self._through_layers(x, rotary, OneToken(cache))
 
@@ -278,7 +277,10 @@ class VideoTransformer(nn.Module):
             other._legal_head = PackedLinear(other.head.weight[legal.start : legal.stop])
         if compiled:
             mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
-            other._compiled = torch.compile(other._through_layers, dynamic=False, mode=mode)
+            try:
+                other._compiled = torch.compile(other._through_layers, dynamic=False, mode=mode)
+            except Exception as error:
+                _say_not_compiled(error)
         return other
 
     def _replace_linear(self, kind: Callable[[Tensor], nn.Module]) -> None:
@@ -325,6 +327,11 @@ class VideoTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
         if self.action_in is not None:
             nn.init.zeros_(self.action_in.weight)
+
+
+def _say_not_compiled(error: Exception) -> None:
+    reason = str(error).strip().partition("\n")[0]
+    warnings.warn(f"the step could not be compiled, so it runs as it is: {reason}", stacklevel=3)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

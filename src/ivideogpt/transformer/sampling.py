@@ -27,7 +27,10 @@ class RowStreams:
     """
 
     def __init__(self, keys: Sequence[tuple[int, ...]]) -> None:
-        self._keys = [tuple(np.random.SeedSequence(key).generate_state(2, np.uint64).tolist()) for key in keys]
+        self._keys = [
+            tuple(np.random.SeedSequence(key[0], spawn_key=key[1:]).generate_state(2, np.uint64).tolist())
+            for key in keys
+        ]
         self._frames = [0] * len(keys)
 
     def uniform(self, count: int) -> Tensor:

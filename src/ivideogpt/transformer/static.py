@@ -22,12 +22,10 @@ class StaticCache(BranchedCache):
 
     def __init__(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> None:
         super().__init__(prefixes, prefix_of_row, capacity)
-        self.keys.zero_()  # what is masked is multiplied all the same, and must be finite
-        self.values.zero_()
         device = self.keys.device
         if device.type == "cuda":
             for memory in (*prefixes, self.keys, self.values):
-                torch._dynamo.mark_static_address(memory)  # a CUDA graph may write there
+                torch._dynamo.mark_static_address(memory, guard=False)  # a CUDA graph may write there
         self.places = torch.zeros(len(prefix_of_row), 1, dtype=torch.int64, device=device)
         """(R, 1) where each row's next token will stand in its suffix; see `settle`."""
         self._rows = torch.arange(len(prefix_of_row), device=device)[:, None]
