@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ivideogpt import VideoTransformer, WorldModel
 from ivideogpt.config import SamplingConfig
+from ivideogpt.sequence import TokenLayout
 from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
 from ivideogpt.transformer import BranchedCache, Prefixes
 
@@ -50,6 +51,23 @@ def test_drafts_change_nothing(transformer: VideoTransformer, rows: int, wrong: 
     end = cache.lengths[0]
     torch.testing.assert_close(other.keys[:, :, :, :end], cache.keys[:, :, :, :end])
     assert passes == 1 + len([place for place in wrong if place < M - 1]), "the last guess is read by nobody"
+
+
+@torch.no_grad()
+def test_a_hopeless_frame_is_drawn_in_turn(make_transformer: MakeTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformer = make_transformer(layout=TokenLayout(2, 16, 16, 32, 32))
+    prefix = transformer.new_cache(1, 10)
+    transformer.hidden_states(torch.randn(1, 10, 16), prefix)
+    caches = [BranchedCache(Prefixes.of(prefix), [0], 20) for _ in range(2)]
+    lead, uniform = torch.randn(1, 1, 16), torch.rand(1, 16)
+    expected, _ = draw_in_turn(transformer, caches[0], lead, uniform, SAMPLING)
+    reads: list[int] = []
+    plain = transformer.hidden_states
+    monkeypatch.setattr(transformer, "hidden_states", lambda x, cache: (reads.append(x.shape[1]), plain(x, cache))[1])
+    wrong = FIRST + (expected - FIRST + 1) % 32
+    made, _, passes = draw_by_drafts(transformer, caches[1], lead, wrong, uniform, SAMPLING)
+    assert torch.equal(made, expected)
+    assert passes == 16 and reads == [16, 15, 14] + [1] * 13
 
 
 def test_guessing_stops_where_it_does_not_pay() -> None:

@@ -14,6 +14,7 @@ from ivideogpt.transformer.sampling import sample
 
 _WORTHWHILE = 0.5  # passes a token: reading about ten positions takes up to twice the time of reading one
 _FRAMES_BETWEEN_TRIALS = 16
+_PASSES_TO_JUDGE = 3  # of a frame; if they have settled too little, its other tokens are drawn in turn
 
 
 def draw_in_turn(
@@ -73,10 +74,12 @@ def draw_by_drafts(
     entropies = torch.zeros(draft.shape, device=draft.device)
     x, settled, passes = lead, 0, 0
     while settled < count:
-        guesses = tokens[:, settled : count - 1]
-        x = torch.cat([x, transformer.embed_tokens(guesses, places[settled : count - 1])], dim=1)
-        hidden = transformer.hidden_states(x, cache)[:, settled - count :]
-        codes, entropy = sample(transformer.dynamics_logits(hidden), uniform[:, settled:], sampling)
+        hopeless = passes >= _PASSES_TO_JUDGE and settled < 2 * passes
+        end = settled if hopeless else count - 1  # of the guesses that are read
+        guesses = tokens[:, settled:end]
+        x = torch.cat([x, transformer.embed_tokens(guesses, places[settled:end])], dim=1)
+        hidden = transformer.hidden_states(x, cache)[:, settled - end - 1 :]
+        codes, entropy = sample(transformer.dynamics_logits(hidden), uniform[:, settled : end + 1], sampling)
         drawn = codes + layout.dynamics_ids.start
         right = (drawn[:, :-1] == guesses).all(dim=0).long().cumprod(dim=0).sum().item()
         known = slice(settled, settled + int(right) + 1)  # the first wrong guess shows what it should have been

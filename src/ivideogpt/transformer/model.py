@@ -24,7 +24,7 @@ from ivideogpt.sequence import TokenLayout
 from ivideogpt.transformer.branches import BranchedCache, Prefixes
 from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
 from ivideogpt.transformer.int8 import Int8Linear
-from ivideogpt.transformer.kernels import attend, fast_products
+from ivideogpt.transformer.kernels import attend, fast_products, multiply
 from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import OneToken, StaticCache
 
@@ -51,13 +51,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
         """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
-        heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
+        heads = multiply(self.qkv, x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
         if cache is None:
             y = attend(queries, keys, values, 0, self.dropout if self.training else 0.0)
         else:
             y = cache.attend(self.layer, queries, keys, values)
-        return self.output(y.transpose(1, 2).flatten(2))
+        return multiply(self.output, y.transpose(1, 2).flatten(2))
 
 
 class FeedForward(nn.Module):
@@ -70,8 +70,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,n,H) -> (B,n,H)."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        gate, up = multiply(self.gate_up, x).chunk(2, dim=-1)
+        return multiply(self.down, F.silu(gate) * up)
 
 
 class Layer(nn.Module):
@@ -200,8 +200,7 @@ class VideoTransformer(nn.Module):
             x = self._compiled_step(x, cache)
         else:
             rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
-            with fast_products(x):
-                x = self._through_layers(x, rotary, cache)
+            x = self._through_layers(x, rotary, cache)
         if cache is not None:
             cache.advance(count)
         return x
@@ -216,9 +215,8 @@ class VideoTransformer(nn.Module):
         assert self._compiled is not None, "asked for"
         rotary = self._rotary(cache.settle(), x.dtype)
         try:
-            with fast_products(x):
-                # A CUDA graph writes its result to the same place each time.
-                return self._compiled(x, rotary, OneToken(cache)).clone()
+            # A CUDA graph writes its result to the same place each time.
+            return self._compiled(x, rotary, OneToken(cache)).clone()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -1,8 +1,9 @@
 """Drawing the next token: temperature, top-k, top-p, and one random stream a row.
 
-A row's draws depend on its own stream and logits alone. Batched matrix products may round a row's logits differently
-in batches of different size, which can only matter where a uniform number falls within rounding of a boundary between
-two tokens; sorting by probability before drawing keeps the wide, likely tokens away from the crowded tail.
+A row's draws depend on its own stream and logits alone. Batched products may round a row's logits differently in
+batches of another size, which can only matter where a number falls within rounding of the boundary between two tokens.
+The most likely tokens come first in the order of drawing, so their wide shares keep their places whatever the crowded
+tail does. benchmarks/README.md says how often it still happens.
 """
 
 from __future__ import annotations
