@@ -156,7 +156,7 @@ class TransformerConfig(Config):
     place_embedding: bool = False
     """Whether every token also gets a learned embedding of its place within its frame. The paper's model has none: it
     must work out from rotary positions, which tell distances in the sequence, which tokens lie at the same spot of
-    context and future grids. A small model learns several times faster with it."""
+    context and future grids, and a small model has little to do that with."""
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on attention weights in training."""
     action_dim: int | None = Field(None, ge=1)

@@ -134,6 +134,8 @@ class WorldModel(nn.Module):
     def prepared(self, precision: Precision = "auto", *, compiled: bool = False) -> WorldModel:
         """A copy made for imagining: it imagines faster or in less memory, and cannot be trained, saved or moved.
 
+        On CPUs a bf16 copy holds the transformer's weights twice, the second time as oneDNN multiplies them.
+
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
                 is bf16; or `"auto"`, the fastest of those that the hardware has, measured when first asked for and
@@ -157,9 +159,7 @@ class WorldModel(nn.Module):
         return other
 
     def _fastest(self, compiled: bool) -> WorldModel:
-        precisions: list[Precision] = ["float32"]
-        if wants_bf16("auto", self.device):
-            precisions += ["bf16", "int8"]
+        precisions = precisions_on(self.device)
         ways = {f"{name}, compiled" if compiled else name: (name, compiled) for name in precisions}
         if self.device.type == "cuda":
             ways |= {f"{name}, compiled": (name, True) for name in precisions}
@@ -178,7 +178,7 @@ class WorldModel(nn.Module):
     def _steps_to_time(self, precision: Precision, compiled: bool) -> Callable[[], object]:
         """A few steps of a session of one row."""
         config = self.tokenizer.config
-        context = torch.rand(1, config.context_frames, 3, config.resolution, config.resolution)
+        context = torch.zeros(1, config.context_frames, 3, config.resolution, config.resolution)
         session = self.prepared(precision, compiled=compiled).start(context, seed=0, drafts=False)
 
         def work() -> None:
@@ -321,6 +321,11 @@ class WorldModel(nn.Module):
         used = actions if count == horizon else actions[:, t - 1 : t - 1 + horizon]
         # Before any work is done; a session would find a fault only at its step.
         return self.transformer.require_actions(used, len(context), horizon), horizon
+
+
+def precisions_on(device: torch.device) -> list[Precision]:
+    """What `WorldModel.prepared` offers on a device: float32, and bf16 and int8 where the hardware multiplies bf16."""
+    return ["float32", "bf16", "int8"] if wants_bf16("auto", device) else ["float32"]
 
 
 def _positive_horizon(horizon: int) -> int:

@@ -21,10 +21,9 @@ from ivideogpt.benchmarks.generation import SIZES as GENERATED
 from ivideogpt.benchmarks.reference_rollout import ROWS_AT_ONCE, Reference
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, Laps, Timing, take_turns
 from ivideogpt.data.segment import fit_to_square
-from ivideogpt.devices import wants_bf16
 from ivideogpt.envs.record import pusht_episode
 from ivideogpt.session import Session
-from ivideogpt.world_model import Precision, WorldModel
+from ivideogpt.world_model import WorldModel, precisions_on
 
 SIZES = {**GENERATED, "micro": Size("micro-16", "micro", 2)}
 
@@ -64,8 +63,7 @@ Prepare = Callable[[WorldModel], WorldModel]
 
 def ways(device: torch.device) -> dict[str, Prepare]:
     """The ways in which ours is measured, by name: each makes of a float32 model the one that is measured."""
-    names: list[Precision] = ["float32", *(["bf16", "int8"] if wants_bf16("auto", device) else [])]  # type: ignore[list-item]
-    return {name: partial(WorldModel.prepared, precision=name) for name in names}
+    return {name: partial(WorldModel.prepared, precision=name) for name in precisions_on(device)}
 
 
 @dataclass(frozen=True, kw_only=True)

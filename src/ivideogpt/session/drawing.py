@@ -35,13 +35,12 @@ def draw_in_turn(
     layout = transformer.layout
     tokens: list[Tensor] = []
     entropies: list[Tensor] = []
-    x = lead
     for i in range(layout.dynamics_tokens):
+        x = lead if i == 0 else transformer.embed_tokens(tokens[-1], layout.dynamics_places[i - 1])[:, None]
         hidden = transformer.hidden_states(x, cache)[:, -1]
         code, entropy = sample(transformer.dynamics_logits(hidden), uniform[:, i], sampling)
         tokens.append(code + layout.dynamics_ids.start)
         entropies.append(entropy)
-        x = transformer.embed_tokens(tokens[-1], layout.dynamics_places[i])[:, None]
     return torch.stack(tokens, dim=1), torch.stack(entropies, dim=1)
 
 

@@ -25,7 +25,7 @@ from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
 _FRAMES_DECODED_AT_ONCE = 256  # of 64 pixels
-_FORKED = 1
+_FORKED = 1  # ends the keys of a fork's streams, so that none is a stream of `start`
 
 
 class Step(NamedTuple):
@@ -207,7 +207,7 @@ class Session:
         require_memory(self.tokenizer, self.transformer, 0, len(chosen), self.horizon)
         state = self._open().select(chosen)
         if seed is not None:
-            keys = [(*key, _FORKED) for key in stream_keys(seed, len(chosen), 1)]  # no stream of `start`
+            keys = [(*key, _FORKED) for key in stream_keys(seed, len(chosen), 1)]
             state.streams.restart(range(len(chosen)), keys)
         drafts = self._guessing.allowed
         return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, state, drafts)
@@ -327,14 +327,14 @@ class Session:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
         codes = tokens - self.layout.dynamics_ids.start
         features, groups = state.contexts.features, state.cache.groups
-        together_at_most = frames_at_once(_FRAMES_DECODED_AT_ONCE, self.tokenizer.config.resolution)
-        if groups.regular and len(rows) == self.rows and groups.prefixes <= together_at_most:
+        most = frames_at_once(_FRAMES_DECODED_AT_ONCE, self.tokenizer.config.resolution)
+        if groups.regular and len(rows) == self.rows and groups.prefixes <= most:
             together = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
-            at_once = together_at_most // groups.prefixes
+            at_once = most // groups.prefixes
             decoded = DecodedContext(codes.new_empty(0), features)
             chunks = [self.tokenizer.decode_future(part, decoded) for part in together.split(at_once, dim=1)]
             return _as_frames(torch.cat(chunks, dim=1)).view(*codes.shape[:2], *chunks[0].shape[2:])
-        at_once = max(1, together_at_most // codes.shape[1])
+        at_once = max(1, most // codes.shape[1])
         context_of = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
         chunks = []
         for part, index in zip(codes.split(at_once), context_of.split(at_once), strict=True):
