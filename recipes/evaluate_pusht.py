@@ -15,7 +15,7 @@ import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -23,7 +23,8 @@ from PIL import Image
 
 from ivideogpt import WorldModel, __version__
 from ivideogpt.cli.console import finish, progress, report
-from ivideogpt.devices import choose_device
+from ivideogpt.data.segment import fit_to_square
+from ivideogpt.devices import Precision, choose_device
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, pusht_episode
 from ivideogpt.errors import InputError
 from ivideogpt.evaluation.pictures import prediction_rows, stacked, strip, write_png
@@ -31,6 +32,7 @@ from ivideogpt.evaluation.plot import line_plot
 from ivideogpt.evaluation.prediction import Evaluation, evaluate_episodes, headline
 from ivideogpt.files import require_free_output, write_atomically
 
+CALIBRATED, CALIBRATED_FRAMES = 8, 4  # episodes for w8a8, and future frames of each
 SHOWN = 3  # best episodes, and as many of the worst
 
 
@@ -52,6 +54,8 @@ class Options:
     """Episodes imagined together."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:n."""
+    precision: Precision | Literal["auto"] = "float32"
+    """How the model is prepared; w8a8 is calibrated on training episodes."""
     overwrite: bool = False
     """Write into a folder that is not empty."""
 
@@ -61,6 +65,8 @@ def main(options: Options) -> None:
     require_free_output(options.out, overwrite=options.overwrite)
     device = choose_device(options.device)
     world_model = WorldModel.from_pretrained(options.model, device=device)
+    if options.precision != "float32":
+        world_model = world_model.prepared(options.precision, calibration=calibration_videos(world_model))
     seeds = range(EVALUATION_SEEDS_FROM, EVALUATION_SEEDS_FROM + options.episodes)
     length = world_model.tokenizer.config.context_frames + options.horizon
     episodes = [pusht_episode(seed, length) for seed in seeds]
@@ -78,6 +84,7 @@ def main(options: Options) -> None:
         "model": options.model,
         "episode_seeds": [seeds[0], seeds[-1]],
         "sampling_seed": options.seed,
+        "precision": world_model.choice or options.precision,
         "sampling": world_model.sampling.model_dump(),
         "seconds": round(time.monotonic() - started, 1),
         "versions": {"ivideogpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -87,6 +94,13 @@ def main(options: Options) -> None:
     wrote = write(options.out, evaluation, figures, seeds)
     report(headline(figures))
     finish(wrote)
+
+
+def calibration_videos(world_model: WorldModel) -> torch.Tensor:
+    """(B,T,3,R,R) uint8: the first frames of some episodes that are not evaluated."""
+    config = world_model.tokenizer.config
+    videos = [pusht_episode(seed, config.context_frames + CALIBRATED_FRAMES).frames for seed in range(CALIBRATED)]
+    return torch.stack([fit_to_square(torch.from_numpy(video).movedim(-1, 1), config.resolution) for video in videos])
 
 
 def write(out: Path, evaluation: Evaluation, figures: dict[str, Any], seeds: range) -> list[tuple[str, Path]]:

@@ -7,18 +7,25 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
-from ivideogpt.errors import CheckpointError, ConfigError
+from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
+from ivideogpt.tokenizer.int8 import Int8Conv, can_convolve_in_int8
 from ivideogpt.tokenizer.upsample import UpsamplingConv
-from ivideogpt.transformer.int8 import Int8Linear
+from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear, can_multiply_in_int8
 from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import StaticCache
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
+
+
+HAS_W8A8 = can_multiply_in_int8() and can_convolve_in_int8()
+needs_w8a8 = pytest.mark.skipif(not HAS_W8A8, reason="this processor or build of PyTorch has no 8-bit products")
+LOW = ["bf16", "int8", pytest.param("w8a8", marks=needs_w8a8)]
 
 
 @pytest.fixture
@@ -36,7 +43,7 @@ def test_float32_imagines_the_same(model: WorldModel, make_frames: MakeFrames) -
     assert all(weight.requires_grad for weight in model.parameters()), "the model itself is as it was"
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", LOW)
 @torch.no_grad()
 def test_low_precision_is_near(model: WorldModel, make_frames: MakeFrames, precision: str) -> None:
     prepared = model.prepared(precision)  # type: ignore[arg-type]
@@ -69,6 +76,72 @@ def test_an_8_bit_product(dtype: torch.dtype, rows: int, inputs: int) -> None:
     scale = linear.weight.float().abs().amax(dim=1) / 127
     bound = scale * x.float().abs().sum(-1, keepdim=True) / 2 + 0.02 * expected.abs() + 1e-6
     assert ((made - expected).abs() <= bound).all()
+
+
+@needs_w8a8
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (2,), (3, 5), (100, 1)])
+def test_a_product_in_8_bits(rows: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    weight, x = torch.randn(96, 64), torch.randn(*rows, 64)
+    weight[5] *= 100  # every output has its own scale
+    weight[6] = 0
+    x[0] *= 1000  # and every row
+    expected, made = F.linear(x, weight), DynamicInt8Linear(weight)(x)
+    assert made.shape == (*rows, 96) and made.dtype == torch.float32
+    size = x.norm(dim=-1, keepdim=True) * weight.norm(dim=-1)
+    assert ((made - expected).abs() <= 0.02 * size).all()
+
+
+@needs_w8a8
+def test_rows_of_zeros_stay_zeros() -> None:
+    layer = DynamicInt8Linear(torch.randn(16, 32))
+    for rows in (1, 3):
+        assert torch.equal(layer(torch.zeros(rows, 32)), torch.zeros(rows, 16))
+
+
+@needs_w8a8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_convolution_in_8_bits(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(6, 10, 3, padding=1)
+    x = F.silu(torch.randn(2, 6, 5, 7) * torch.tensor([0.1, 1, 1, 3, 10, 30])[:, None, None])
+    expected = conv(x)
+    made = Int8Conv(conv.to(dtype), x.amax(dim=(0, 2, 3)))(x.to(dtype).contiguous(memory_format=torch.channels_last))
+    assert made.shape == expected.shape and made.dtype == dtype
+    assert (made.float() - expected).norm() < 0.02 * expected.norm()
+
+
+@needs_w8a8
+def test_w8a8_is_laid_over_the_values_of_the_calibration(model: WorldModel, make_frames: MakeFrames) -> None:
+    video = make_frames(2, 5)
+    tokens = model.tokenizer.tokenize(video)
+    expected = model.tokenizer.detokenize(tokens)
+    prepared = [model.prepared("w8a8", calibration=videos) for videos in (video, None)]
+    assert all(any(isinstance(part, Int8Conv) for part in each.tokenizer.modules()) for each in prepared)
+    like, unlike = ((each.tokenizer.detokenize(tokens) - expected).square().mean() for each in prepared)
+    assert like < unlike < 0.01
+    with pytest.raises(ShapeError, match=r"shape \(1, 5, 3, 8, 8\)"):
+        model.prepared("w8a8", calibration=torch.zeros(1, 5, 3, 8, 8))
+
+
+def test_w8a8_elsewhere(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ivideogpt.world_model.can_multiply_in_int8", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"w8a8 needs a CPU that multiplies 8-bit numbers.*Available on this cpu: float32"
+    ):
+        model.prepared("w8a8")
+
+
+@needs_w8a8
+def test_auto_considers_w8a8_where_it_can_be_calibrated(
+    model: WorldModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, make_frames: MakeFrames
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("ivideogpt.world_model.wants_bf16", lambda *_: True)
+    choices = [model.prepared(calibration=videos).choice or "" for videos in (None, make_frames(1, 4), None)]
+    assert ["w8a8" in choice for choice in choices] == [False, True, False]
+    assert ["measured earlier" in choice for choice in choices] == [False, False, True]
 
 
 @pytest.mark.skipif(not can_pack(), reason="this build of PyTorch has no packed products")
@@ -150,7 +223,7 @@ def test_sampling_goes_along(make_world_model: MakeWorldModel) -> None:
     assert model.prepared("bf16").sampling.temperature == 0.5
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", LOW)
 def test_rows_out_of_step_and_drafts_in_low_precision(
     model: WorldModel, make_frames: MakeFrames, precision: str
 ) -> None:

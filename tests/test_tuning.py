@@ -32,7 +32,9 @@ def test_the_fastest_is_measured_once(cache: Path) -> None:
     assert (again.name, again.remembered, len(calls)) == ("quick", True, 8)
     fastest("another question", ways(calls))  # type: ignore[arg-type]
     assert len(calls) == 16
-    fastest("question", {"quick": lambda: lambda: None})
+    fewer = fastest("question", {"slow": ways(calls)["slow"]})  # type: ignore[arg-type]
+    assert (fewer.name, list(fewer.seconds), fewer.remembered, len(calls)) == ("slow", ["slow"], True, 16)
+    fastest("question", {"quick": lambda: lambda: None, "new": lambda: lambda: None})
     assert "slow" not in cache.read_text().split("another")[0]
 
 

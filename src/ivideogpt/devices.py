@@ -7,10 +7,14 @@ import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from ivideogpt.errors import DeviceError, unknown_name
+
+Precision = Literal["float32", "bf16", "int8", "w8a8"]
+"""How a model is prepared for imagining; see `WorldModel.prepared`."""
 
 
 def choose_device(name: str = "auto") -> torch.device:

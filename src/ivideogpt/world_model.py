@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import SamplingConfig
-from ivideogpt.devices import choose_device, device_name, wants_bf16
+from ivideogpt.devices import Precision, choose_device, device_name, wants_bf16
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError, unknown_name
 from ivideogpt.session import Session
 from ivideogpt.session.beginning import Seed
 from ivideogpt.session.state import bytes_needed
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.tokenizer.int8 import can_convolve_in_int8
 from ivideogpt.transformer import VideoTransformer
+from ivideogpt.transformer.int8 import can_multiply_in_int8
 from ivideogpt.tuning import fastest
-
-Precision = Literal["auto", "float32", "bf16", "int8"]
 
 _STEPS_TIMED = 2
 
@@ -131,35 +131,53 @@ class WorldModel(nn.Module):
         )
         return hub.save(folder, checkpoint, layout=layout, overwrite=overwrite)
 
-    def prepared(self, precision: Precision = "auto", *, compiled: bool = False) -> WorldModel:
+    def prepared(
+        self,
+        precision: Precision | Literal["auto"] = "auto",
+        *,
+        calibration: Tensor | None = None,
+        compiled: bool = False,
+    ) -> WorldModel:
         """A copy made for imagining: it imagines faster or in less memory, and cannot be trained, saved or moved.
 
         On CPUs a bf16 copy holds the transformer's weights twice, the second time as oneDNN multiplies them.
 
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
-                is bf16; or `"auto"`, the fastest of those that the hardware has, measured when first asked for and
-                then remembered (`choice` says what was measured). benchmarks/README.md has what they cost in quality.
+                is bf16; `"w8a8"`, where on a CPU the transformer and the convolutions that make pixels multiply 8-bit
+                weights with 8-bit activations; or `"auto"`, the fastest of those that the hardware has, measured when
+                first asked for and then remembered (`choice` says what was measured). benchmarks/README.md has what
+                they cost in quality.
+            calibration: for w8a8, videos (B,T,3,R,R) of more than t frames, uint8 or float in [0,1], like those that
+                will be imagined: its 8 bits are laid over the values that they take. Left out, these are guessed from
+                random patterns, and `"auto"` leaves w8a8 out.
             compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs; where that fails
                 there is a warning, and they run as they are. `"auto"` tries that too on a GPU.
 
         Raises:
-            ConfigError: another precision.
+            ConfigError: another precision, or one that this hardware does not have.
+            ShapeError: calibration videos of another shape, type or range.
         """
-        if precision not in get_args(Precision):
-            raise ConfigError(unknown_name("precision", precision, get_args(Precision)))
+        names = (*get_args(Precision), "auto")
+        if precision not in names:
+            raise ConfigError(unknown_name("precision", precision, names))
         if self.is_prepared:
             raise ConfigError("this model is prepared for imagining already. Prepare the one it was made from.")
         if precision == "auto":
-            return self._fastest(compiled)
-        dtype = torch.float32 if precision == "float32" else torch.bfloat16
-        transformer = self.transformer.prepared(dtype, int8=precision == "int8", compiled=compiled)
-        other = WorldModel(self.tokenizer.prepared(dtype), transformer, self.sampling)
+            return self._fastest(calibration, compiled)
+        available = precisions_on(self.device)
+        if precision == "w8a8" and precision not in available:
+            raise ConfigError(
+                "w8a8 needs a CPU that multiplies 8-bit numbers and bf16, and a PyTorch that has it do so. "
+                f"Available on this {self.device.type}: {', '.join(available)}."
+            )
+        transformer = self.transformer.prepared(precision, compiled=compiled)
+        other = WorldModel(self.tokenizer.prepared(precision, calibration), transformer, self.sampling)
         other.is_prepared = True
         return other
 
-    def _fastest(self, compiled: bool) -> WorldModel:
-        precisions = precisions_on(self.device)
+    def _fastest(self, calibration: Tensor | None, compiled: bool) -> WorldModel:
+        precisions = [name for name in precisions_on(self.device) if name != "w8a8" or calibration is not None]
         ways = {f"{name}, compiled" if compiled else name: (name, compiled) for name in precisions}
         if self.device.type == "cuda":
             ways |= {f"{name}, compiled": (name, True) for name in precisions}
@@ -171,7 +189,7 @@ class WorldModel(nn.Module):
         }
         choice = fastest(hashlib.sha256(key.encode()).hexdigest(), timed)
         precision, compile_steps = ways[choice.name]
-        other = self.prepared(precision, compiled=compile_steps)
+        other = self.prepared(precision, calibration=calibration, compiled=compile_steps)
         other.choice = str(choice)
         return other
 
@@ -324,8 +342,15 @@ class WorldModel(nn.Module):
 
 
 def precisions_on(device: torch.device) -> list[Precision]:
-    """What `WorldModel.prepared` offers on a device: float32, and bf16 and int8 where the hardware multiplies bf16."""
-    return ["float32", "bf16", "int8"] if wants_bf16("auto", device) else ["float32"]
+    """What `WorldModel.prepared` offers on a device.
+
+    That is float32; bf16 and int8 where the hardware multiplies bf16; and w8a8 on CPUs that multiply 8-bit numbers too.
+    """
+    if not wants_bf16("auto", device):
+        return ["float32"]
+    if device.type == "cpu" and can_multiply_in_int8() and can_convolve_in_int8():
+        return ["float32", "bf16", "int8", "w8a8"]
+    return ["float32", "bf16", "int8"]
 
 
 def _positive_horizon(horizon: int) -> int:

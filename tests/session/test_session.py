@@ -200,7 +200,7 @@ def test_refuses_to_decode_what_it_did_not_imagine(model: WorldModel, context: T
 
 def test_many_frames_are_decoded_in_parts(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = model.rollout(context, horizon=4, samples=2, seed=1).video
-    monkeypatch.setattr("ivideogpt.session.session._FRAMES_DECODED_AT_ONCE", 7)
+    monkeypatch.setattr("ivideogpt.session.session._ON_CPU", 7)
     parts = model.rollout(context, horizon=4, samples=2, seed=1).video
     torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
 

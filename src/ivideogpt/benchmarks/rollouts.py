@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ivideogpt.benchmarks.floor import Arithmetic, Rates, RolloutWork, count_arithmetic, rollout_work
-from ivideogpt.benchmarks.generation import HORIZON, Size, random_model
+from ivideogpt.benchmarks.floor import Arithmetic, Rates, RolloutWork, count_arithmetic, count_in_8_bits, rollout_work
+from ivideogpt.benchmarks.generation import HORIZON, Size, precisions, random_model
 from ivideogpt.benchmarks.generation import SIZES as GENERATED
 from ivideogpt.benchmarks.reference_rollout import ROWS_AT_ONCE, Reference
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, Laps, Timing, take_turns
@@ -61,9 +61,16 @@ _TOLERANCE = 0.01  # of a logit; float32 differs by 1e-5, TF32 on a GPU by more
 Prepare = Callable[[WorldModel], WorldModel]
 
 
-def ways(device: torch.device) -> dict[str, Prepare]:
+def ways(device: torch.device, calibration: Tensor | None = None) -> dict[str, Prepare]:
     """The ways in which ours is measured, by name: each makes of a float32 model the one that is measured."""
-    return {name: partial(WorldModel.prepared, precision=name) for name in precisions_on(device)}
+    names = precisions_on(device)
+    return {name: partial(WorldModel.prepared, precision=name, calibration=calibration) for name in names}
+
+
+def multiplied(device: torch.device) -> list[torch.dtype]:
+    """What numbers the ways multiply."""
+    has_w8a8 = "w8a8" in precisions_on(device)
+    return [*precisions(device).values(), *([torch.int8] if has_w8a8 else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +120,8 @@ class _Contest:
     """By way, with the same weights."""
     differences: Mapping[str, Mapping[str, float]]
     arithmetic: Arithmetic
+    in_8_bits: Mapping[str, Arithmetic]
+    """What each way does of it with 8-bit numbers."""
     device: torch.device
 
 
@@ -168,7 +177,9 @@ def _make_contest(size: str, rewards: bool, device: torch.device) -> _Contest:
     differences = {name: _difference(reference, way, SIZES[size].action_dim) for name, way in ours.items()}
     worst = differences["float32"]["largest_difference"]
     assert worst < _TOLERANCE, f"the logits of the two ways differ by {worst:g}"
-    return _Contest(size, reference, ours, differences, count_arithmetic(ours["float32"]), device)
+    arithmetic = count_arithmetic(ours["float32"])
+    in_8_bits = {name: count_in_8_bits(way, arithmetic) for name, way in ours.items()}
+    return _Contest(size, reference, ours, differences, arithmetic, in_8_bits, device)
 
 
 @torch.no_grad()
@@ -215,7 +226,7 @@ def _measure(contest: _Contest, name: str, repeats: int, rates: Rates, rows_at_o
         imagine(way)
     timings = take_turns({REFERENCE: plain, **{way: partial(imagine, way) for way in contest.ours}}, repeats, device)
     work = {
-        way: rollout_work(model, contest.arithmetic, row.contexts, row.branches, HORIZON)
+        way: rollout_work(model, contest.arithmetic, row.contexts, row.branches, HORIZON, contest.in_8_bits[way])
         for way, model in contest.ours.items()
     }
     floors = {way: counted.floor(rates) for way, counted in work.items()}
@@ -309,7 +320,8 @@ def measure_latency(device: torch.device, rates: Rates) -> Latency:
     opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
     context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
-    models = {name: prepare(model) for name, prepare in ways(device).items()}
+    future = context[:, -1:]
+    models = {name: prepare(model) for name, prepare in ways(device, torch.cat([context, future], dim=1)).items()}
     arithmetic = count_arithmetic(models["float32"])
     sessions = {name: way.start(context, seed=_SEED) for name, way in models.items()}
     steps: dict[str, Callable[[], object]] = {
@@ -331,5 +343,6 @@ def _next_step(session: Session, actions: Iterator[Tensor]) -> object:
 
 def _step_floor(model: WorldModel, arithmetic: Arithmetic, rates: Rates) -> float:
     """Least seconds of a step that stays within its context."""
-    parts = rollout_work(model, arithmetic, 1, 1, model.trained_horizon).floor(rates)
+    in_8_bits = count_in_8_bits(model, arithmetic)
+    parts = rollout_work(model, arithmetic, 1, 1, model.trained_horizon, in_8_bits).floor(rates)
     return (parts["steps"] + parts["decode"]) / model.trained_horizon

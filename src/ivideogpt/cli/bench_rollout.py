@@ -58,14 +58,13 @@ class Options(BaseOptions):
 def run(options: Options) -> None:
     """Measure, print the table and write the JSON."""
     from ivideogpt.benchmarks.floor import measure_rates
-    from ivideogpt.benchmarks.generation import precisions
-    from ivideogpt.benchmarks.rollouts import LATENCY, measure_latency, measure_rollouts, row_counts
+    from ivideogpt.benchmarks.rollouts import LATENCY, measure_latency, measure_rollouts, multiplied, row_counts
     from ivideogpt.devices import choose_device
 
     device = choose_device(options.device)
     file = claim(options.out, options.overwrite)
     names = options.rows.split(",")
-    rates = measure_rates(device, precisions(device).values(), row_counts(names))
+    rates = measure_rates(device, multiplied(device), row_counts(names))
     measured = []
     for row in measure_rollouts(options.size, names, options.repeats, device, rates, options.rows_at_once):
         measured.append(row)

@@ -14,6 +14,8 @@ from ivideogpt.cli.options import Options as BaseOptions
 from ivideogpt.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ivideogpt.config import SamplingConfig
     from ivideogpt.data.episode import Episode
     from ivideogpt.world_model import WorldModel
@@ -46,8 +48,9 @@ class Options(BaseOptions):
     top_p: float | None = Field(None, gt=0, le=1)
     """Only the most likely tokens that make up this share are drawn, 1 for all; the model's own value where left
     out."""
-    precision: Literal["float32", "bf16", "int8", "auto"] = "float32"
-    """What is computed in: float32; bf16; int8, with the transformer's weights in 8 bits; or the fastest of those."""
+    precision: Literal["float32", "bf16", "int8", "w8a8", "auto"] = "float32"
+    """What is computed in: float32; bf16; int8, with the transformer's weights in 8 bits; w8a8, on a CPU, with 8-bit
+    weights and activations; or the fastest of those."""
     step_size: int = Field(1, ge=1)
     """Recorded frames from one frame of the prediction to the next, as in training."""
     camera_key: str = "image"
@@ -73,10 +76,11 @@ def run(options: Options) -> None:
     out = options.out or Path("outputs/predict") / _name_of(options.episode)
     require_free_output(out, overwrite=options.overwrite)
     world_model = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
-    if options.precision != "float32":
-        world_model = world_model.prepared(options.precision)
-        tell(world_model.choice or f"computing in {options.precision}")
     episode = _episode(options, world_model)
+    if options.precision != "float32":
+        calibration = _calibration(options, world_model, episode)
+        world_model = world_model.prepared(options.precision, calibration=calibration)
+        tell(world_model.choice or f"computing in {options.precision}")
     sampling = _sampling(options, world_model)
     tell(f"imagining {options.horizon} frames of {options.episode} with {options.model}")
     prediction = predict_episode(
@@ -128,6 +132,20 @@ def _episode(options: Options, world_model: WorldModel) -> Episode:
     frames = world_model.tokenizer.config.context_frames + options.horizon
     length = options.start + options.step_size * (frames - 1) + 1
     return pusht_episode(seed, length)
+
+
+def _calibration(options: Options, world_model: WorldModel, episode: Episode) -> Tensor | None:
+    """The context frames, and the same again as the future (1,2t,3,R,R); None where there are too few."""
+    import torch
+
+    from ivideogpt.data.segment import fit_to_square
+
+    config = world_model.tokenizer.config
+    context = episode.frames[options.start :: options.step_size][: config.context_frames]
+    if len(context) < config.context_frames:
+        return None  # the prediction says so
+    frames = fit_to_square(torch.from_numpy(context).movedim(-1, 1), config.resolution)
+    return frames.repeat(2, 1, 1, 1)[None]
 
 
 def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:

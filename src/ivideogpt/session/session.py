@@ -25,6 +25,7 @@ from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
 _FRAMES_DECODED_AT_ONCE = 256  # of 64 pixels
+_ON_CPU = 16  # whose cache should hold their feature maps
 _FORKED = 1  # ends the keys of a fork's streams, so that none is a stream of `start`
 
 
@@ -327,7 +328,8 @@ class Session:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
         codes = tokens - self.layout.dynamics_ids.start
         features, groups = state.contexts.features, state.cache.groups
-        most = frames_at_once(_FRAMES_DECODED_AT_ONCE, self.tokenizer.config.resolution)
+        small = _ON_CPU if codes.device.type == "cpu" else _FRAMES_DECODED_AT_ONCE
+        most = frames_at_once(small, self.tokenizer.config.resolution)
         if groups.regular and len(rows) == self.rows and groups.prefixes <= most:
             together = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
             at_once = most // groups.prefixes

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import TokenizerConfig
+from ivideogpt.devices import Precision
 from ivideogpt.errors import ShapeError
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
+from ivideogpt.tokenizer.int8 import quantize_convolutions
 from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
 from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
 from ivideogpt.tokenizer.upsample import UpsamplingConv
+
+_MARGIN, _MARGIN_OF_PATTERNS = 1.5, 3.0  # measured on `pusht-64`
+_PATTERN_TILES = (2, 8, 32)  # a side
 
 
 @dataclass(frozen=True)
@@ -212,14 +219,42 @@ class CompressiveTokenizer(nn.Module):
         weight = self.context_in.weight
         return other.to(device=weight.device, dtype=weight.dtype).train(self.training)
 
-    def prepared(self, dtype: torch.dtype) -> CompressiveTokenizer:
-        """A copy for use without gradients: in this precision, and laid out in memory for fast convolutions."""
+    def prepared(self, precision: Precision, calibration: Tensor | None = None) -> CompressiveTokenizer:
+        """A copy for use without gradients, laid out in memory for fast convolutions.
+
+        Args:
+            precision: `"float32"`; `"bf16"` and `"int8"`, both bf16; or `"w8a8"`, bf16 but for 8-bit convolutions where
+                future frames are decoded.
+            calibration: for w8a8, videos (B,T,3,R,R) like those to come, T > t: the 8 bits span the range of values
+                that these take, and half as much again. Without them it is made from random patterns, and wider.
+
+        Raises:
+            ShapeError: `calibration` has another shape, type or range.
+        """
         other = copy.deepcopy(self).eval().requires_grad_(False)
         for module in other.modules():
             if isinstance(module, UpsamplingConv):
                 module.split()
         other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return other.to(dtype)
+        other.to(torch.float32 if precision == "float32" else torch.bfloat16)
+        if precision == "w8a8":
+            videos = self._patterns() if calibration is None else [calibration]
+            margin = _MARGIN_OF_PATTERNS if calibration is None else _MARGIN
+            decode = partial(other._reconstruct, videos)
+            quantize_convolutions(other.prediction_decoder, decode, margin)
+        return other
+
+    @torch.no_grad()
+    def _reconstruct(self, videos: list[Tensor]) -> None:
+        for video in videos:
+            self(video)
+
+    def _patterns(self) -> list[Tensor]:
+        """Coarse and fine random patterns (1,t+2,3,R,R) each, for want of real frames."""
+        side, frames = self.config.resolution, self.config.context_frames + 2
+        numbers = torch.Generator().manual_seed(0)
+        tiles = [torch.rand(frames, 3, count, count, generator=numbers) for count in _PATTERN_TILES]
+        return [F.interpolate(pattern, side)[None].to(self.context_in.weight.device) for pattern in tiles]
 
     def require_frames(self, frames: Tensor) -> Tensor:
         """Check frames and bring them to float in [0,1], in the weights' precision.

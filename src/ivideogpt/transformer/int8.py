@@ -1,6 +1,9 @@
-"""Linear layers whose weights are stored in 8 bits; what they multiply stays in the precision it has."""
+"""Linear layers whose weights are stored in 8 bits; what they multiply stays as it is, or is rounded to 8 bits too."""
 
 from __future__ import annotations
+
+import functools
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +26,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        exact = weight.detach().float()  # (outputs, inputs)
-        scale = exact.abs().amax(dim=1).clamp(min=1e-12) / _LARGEST
+        exact, scale = _exact_and_scale(weight)
         self.register_buffer("weight", (exact / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale.to(weight.dtype))
 
@@ -35,3 +37,58 @@ class Int8Linear(nn.Module):
         if aligned and len(rows) <= _FEW_ROWS and x.device.type == "cpu" and x.dtype is torch.bfloat16:
             return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         return F.linear(x, self.weight.to(x.dtype)) * self.scale
+
+
+class DynamicInt8Linear(nn.Module):
+    """A linear layer without bias for CPUs, its products and sums in whole numbers; for use without gradients.
+
+    Weights are rounded as in `Int8Linear`. An input row is rounded when it comes, to 255 steps between its smallest and
+    its largest value; rows that come together are brought to the same size and share the steps.
+
+    Args:
+        weight: (outputs, inputs).
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        exact, scale = _exact_and_scale(weight)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch means to drop such tensors; see `can_multiply_in_int8`
+            zeros = torch.zeros(len(scale), dtype=torch.int64)
+            rounded = torch.quantize_per_channel(exact, scale.double(), zeros, 0, torch.qint8)
+        # In a tuple, so that nobody takes it for a parameter: it can neither be copied nor saved.
+        self._packed = (torch.ops.quantized.linear_prepack(rounded, None),)
+        self.bytes = weight.numel() + 4 * len(weight)
+        """Memory that the weights and their scales take."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., inputs) -> (..., outputs), float32 both."""
+        if x.shape[:-1].numel() == 1:
+            return self._multiply(x)
+        size = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
+        return self._multiply(x / size).mul_(size)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        y: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed[0], False)
+        return y
+
+
+@functools.cache
+def can_multiply_in_int8() -> bool:
+    """Whether this processor and this build of PyTorch have the products of `DynamicInt8Linear`, and they are right.
+
+    Without the processor's instructions for them they could overflow; another version of PyTorch may lack them.
+    """
+    if not torch.cpu._is_vnni_supported():
+        return False
+    x, weight = torch.linspace(-1, 1, 64).view(2, 32), torch.linspace(1, -1, 512).view(16, 32)
+    try:
+        return torch.allclose(DynamicInt8Linear(weight)(x), F.linear(x, weight), atol=0.1)
+    except (AttributeError, TypeError, RuntimeError):
+        return False
+
+
+def _exact_and_scale(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weights (outputs, inputs) in float32, and (outputs,) the scale of each row's whole numbers."""
+    exact = weight.detach().float()
+    return exact, exact.abs().amax(dim=1).clamp(min=1e-12) / _LARGEST

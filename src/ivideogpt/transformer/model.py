@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import TransformerConfig
+from ivideogpt.devices import Precision
 from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.transformer.branches import BranchedCache, Prefixes
 from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
-from ivideogpt.transformer.int8 import Int8Linear
+from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products, multiply
 from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import OneToken, StaticCache
@@ -258,21 +259,22 @@ class VideoTransformer(nn.Module):
             rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
-    def prepared(self, dtype: torch.dtype, *, int8: bool = False, compiled: bool = False) -> VideoTransformer:
+    def prepared(self, precision: Precision, *, compiled: bool = False) -> VideoTransformer:
         """A copy for use without gradients.
 
         Args:
-            dtype: its precision.
-            int8: whether the weights of its layers are kept in 8 bits.
+            precision: `"float32"`; `"bf16"`; `"int8"`, 8-bit weights in the layers and bf16 elsewhere; or `"w8a8"`,
+                products of 8-bit weights with 8-bit inputs and float32 elsewhere.
             compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs.
         """
+        dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
-        if int8:
+        if precision == "int8":
             other._replace_linear(Int8Linear)
-        elif dtype is torch.bfloat16 and not other.embedding.weight.is_cuda and can_pack():
-            other._replace_linear(PackedLinear)
-            legal = other.layout.dynamics_ids
-            other._legal_head = PackedLinear(other.head.weight[legal.start : legal.stop])
+        elif precision == "w8a8":
+            other._replace_linear(DynamicInt8Linear, head=True)
+        elif precision == "bf16" and not other.embedding.weight.is_cuda and can_pack():
+            other._replace_linear(PackedLinear, head=True)
         if compiled:
             mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
             try:
@@ -281,12 +283,15 @@ class VideoTransformer(nn.Module):
                 _say_not_compiled(error)
         return other
 
-    def _replace_linear(self, kind: Callable[[Tensor], nn.Module]) -> None:
-        """Put another kind of linear layer in place of those of all layers."""
+    def _replace_linear(self, kind: Callable[[Tensor], nn.Module], head: bool = False) -> None:
+        """Put another kind of linear layer in place of those of all layers, and in the head of the legal tokens."""
         for part in [part for part in self.layers.modules() if isinstance(part, Attention | FeedForward)]:
             for name, linear in list(part.named_children()):
                 assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
                 setattr(part, name, kind(linear.weight))
+        if head:
+            legal = self.layout.dynamics_ids
+            self._legal_head = kind(self.head.weight[legal.start : legal.stop])
 
     def branched_cache(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> BranchedCache:
         """A cache of rows behind prefixes, static where steps are compiled."""
