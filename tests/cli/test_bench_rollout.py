@@ -77,10 +77,13 @@ def test_chosen_rows_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert figures["versions"]["transformers"]
 
 
-def test_latency_alone(tmp_path: Path) -> None:
+def test_one_way_and_latency_alone(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
-    assert bench(out, "--rows", "latency") == 0
-    assert [result["name"] for result in json.loads(out.read_text())["results"]] == ["latency"]
+    assert bench(out, "--rows", "latency", "--ways", "float32") == 0
+    figures = json.loads(out.read_text())
+    assert "--rows latency --ways float32 --size micro" in figures["command"]
+    [latency] = figures["results"]
+    assert latency["name"] == "latency" and list(latency["ours"]) == ["float32"]
 
 
 def test_the_named_rows_are_those_measured() -> None:
@@ -91,6 +94,7 @@ def test_the_named_rows_are_those_measured() -> None:
     ("more", "message"),
     [
         (["--rows", "one,hundert"], "unknown row 'hundert'. Did you mean 'hundred'?"),
+        (["--ways", "float32,fp8"], "unknown way 'fp8'."),
         (["--repeats", "0"], "greater than or equal to 1"),
         (["--device", "gpu"], "unknown device"),
     ],

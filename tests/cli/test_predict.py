@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
 from ivideogpt.cli.main import main
+from ivideogpt.world_model import precisions_on
 
 FILES = ["metrics.json", "prediction.gif", "prediction.mp4", "psnr.png", "strip.png"]
 
@@ -74,6 +75,12 @@ def test_another_precision_is_said(
     assert json.loads(said.out)["sampling"]["top_p"] == 0.9
     assert predict(model, episode, tmp_path / "two", "--precision", "auto") == 0
     assert "is fastest here" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("w8a8" not in precisions_on(torch.device("cpu")), reason="no 8-bit products here")
+def test_8_bits_are_calibrated_on_the_context(model: Path, episode: Path, tmp_path: Path) -> None:
+    assert predict(model, episode, tmp_path / "out", "--precision", "w8a8", "--device", "cpu") == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["precision"] == "w8a8"
 
 
 def test_other_keys_sizes_and_steps(

@@ -21,7 +21,9 @@ from ivideogpt.benchmarks.generation import SIZES as GENERATED
 from ivideogpt.benchmarks.reference_rollout import ROWS_AT_ONCE, Reference
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, Laps, Timing, take_turns
 from ivideogpt.data.segment import fit_to_square
+from ivideogpt.devices import Precision
 from ivideogpt.envs.record import pusht_episode
+from ivideogpt.errors import ConfigError, unknown_name
 from ivideogpt.session import Session
 from ivideogpt.world_model import WorldModel, precisions_on
 
@@ -58,13 +60,18 @@ _REFERENCE_ROWS_ON_CPU = 8
 _SEED = 0
 _TOLERANCE = 0.01  # of a logit; float32 differs by 1e-5, TF32 on a GPU by more
 
-Prepare = Callable[[WorldModel], WorldModel]
 
+def ways_on(device: torch.device, names: Sequence[str] | None = None) -> list[Precision]:
+    """The ways in which ours is measured on a device: some by name, else all that it has.
 
-def ways(device: torch.device, calibration: Tensor | None = None) -> dict[str, Prepare]:
-    """The ways in which ours is measured, by name: each makes of a float32 model the one that is measured."""
-    names = precisions_on(device)
-    return {name: partial(WorldModel.prepared, precision=name, calibration=calibration) for name in names}
+    Raises:
+        ConfigError: a name that is none of those.
+    """
+    available = precisions_on(device)
+    for name in names or ():
+        if name not in available:
+            raise ConfigError(unknown_name("way", name, available))
+    return [way for way in available if names is None or way in names]
 
 
 def multiplied(device: torch.device) -> list[torch.dtype]:
@@ -141,6 +148,7 @@ def measure_rollouts(
     repeats: int,
     device: torch.device,
     rates: Rates,
+    ways: Sequence[Precision],
     rows_at_once: int = ROWS_AT_ONCE,
 ) -> Iterator[RolloutComparison]:
     """Time rows of the table; yields each when it is measured.
@@ -151,6 +159,7 @@ def measure_rollouts(
         repeats: runs of each way.
         device: where the models run.
         rates: this device's, for the floors.
+        ways: see `ways_on`.
         rows_at_once: videos that the straightforward way works on together.
 
     Raises:
@@ -158,7 +167,7 @@ def measure_rollouts(
     """
     in_order = [name for name in ROWS if name in names]
     for rewards, group in groupby(in_order, key=lambda name: ROWS[name].rewards):
-        contest = _make_contest(size, rewards, device)
+        contest = _make_contest(size, rewards, device, ways)
         for name in group:
             yield _measure(contest, name, repeats, rates, rows_at_once)
 
@@ -168,16 +177,17 @@ def row_counts(names: Sequence[str]) -> list[int]:
     return sorted({ROWS[name].rows for name in names if name in ROWS})
 
 
-def _make_contest(size: str, rewards: bool, device: torch.device) -> _Contest:
+def _make_contest(size: str, rewards: bool, device: torch.device, ways: Sequence[Precision]) -> _Contest:
     torch.manual_seed(_SEED)
     # Without place embedding, whatever the preset says: Hugging Face's model has none.
     model = random_model(SIZES[size], reward=rewards, place_embedding=False).to(device)
     reference = Reference(model)
-    ours = {name: prepare(model) for name, prepare in ways(device).items()}
-    differences = {name: _difference(reference, way, SIZES[size].action_dim) for name, way in ours.items()}
-    worst = differences["float32"]["largest_difference"]
+    exact = model.prepared("float32")
+    worst = _difference(reference, exact, SIZES[size].action_dim)["largest_difference"]
     assert worst < _TOLERANCE, f"the logits of the two ways differ by {worst:g}"
-    arithmetic = count_arithmetic(ours["float32"])
+    ours: dict[str, WorldModel] = {name: exact if name == "float32" else model.prepared(name) for name in ways}
+    differences = {name: _difference(reference, way, SIZES[size].action_dim) for name, way in ours.items()}
+    arithmetic = count_arithmetic(exact)
     in_8_bits = {name: count_in_8_bits(way, arithmetic) for name, way in ours.items()}
     return _Contest(size, reference, ours, differences, arithmetic, in_8_bits, device)
 
@@ -310,7 +320,7 @@ class Latency:
         return {"name": LATENCY, "model": self.model, "unit": "s", "ours": ours, "best": self.best}
 
 
-def measure_latency(device: torch.device, rates: Rates) -> Latency:
+def measure_latency(device: torch.device, rates: Rates, ways: Sequence[Precision]) -> Latency:
     """Time steps of one session of the shipped model, those that make the newest frames the context included."""
     torch.manual_seed(_SEED)
     model = WorldModel.from_pretrained(LATENCY_MODEL, device=device)
@@ -320,9 +330,9 @@ def measure_latency(device: torch.device, rates: Rates) -> Latency:
     opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
     context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
-    future = context[:, -1:]
-    models = {name: prepare(model) for name, prepare in ways(device, torch.cat([context, future], dim=1)).items()}
-    arithmetic = count_arithmetic(models["float32"])
+    calibration = torch.cat([context, context], dim=1)
+    models: dict[str, WorldModel] = {name: model.prepared(name, calibration=calibration) for name in ways}
+    arithmetic = count_arithmetic(model.prepared("float32"))
     sessions = {name: way.start(context, seed=_SEED) for name, way in models.items()}
     steps: dict[str, Callable[[], object]] = {
         way: partial(_next_step, session, cycle(actions)) for way, session in sessions.items()

@@ -33,6 +33,8 @@ class Options(BaseOptions):
     time is scaled."""
     size: Literal["official", "nano", "micro"] = "official"
     """Models, but for latency; official is 114 M tokenizer and 138 M transformer."""
+    ways: str | None = None
+    """How ours is prepared, with commas: float32, bf16, int8, w8a8; all that the hardware has where left out."""
     repeats: int = Field(3, ge=1)
     """Timed runs of each way."""
     rows_at_once: int = Field(128, ge=1)
@@ -58,18 +60,26 @@ class Options(BaseOptions):
 def run(options: Options) -> None:
     """Measure, print the table and write the JSON."""
     from ivideogpt.benchmarks.floor import measure_rates
-    from ivideogpt.benchmarks.rollouts import LATENCY, measure_latency, measure_rollouts, multiplied, row_counts
+    from ivideogpt.benchmarks.rollouts import (
+        LATENCY,
+        measure_latency,
+        measure_rollouts,
+        multiplied,
+        row_counts,
+        ways_on,
+    )
     from ivideogpt.devices import choose_device
 
     device = choose_device(options.device)
     file = claim(options.out, options.overwrite)
     names = options.rows.split(",")
+    ways = ways_on(device, None if options.ways is None else options.ways.split(","))
     rates = measure_rates(device, multiplied(device), row_counts(names))
     measured = []
-    for row in measure_rollouts(options.size, names, options.repeats, device, rates, options.rows_at_once):
+    for row in measure_rollouts(options.size, names, options.repeats, device, rates, ways, options.rows_at_once):
         measured.append(row)
         tell(f"{_title(row)}: {row.ratio(row.best):.1f}x")
-    latency = measure_latency(device, rates) if LATENCY in names else None
+    latency = measure_latency(device, rates, ways) if LATENCY in names else None
     results: list[dict[str, Any]] = [row.figures() for row in measured]
     tables = [_table(measured)] if measured else []
     if latency is not None:
@@ -82,6 +92,7 @@ def _command(options: Options) -> str:
     """The command line that measures the same again."""
     chosen = {
         "--rows": options.rows,
+        **({} if options.ways is None else {"--ways": options.ways}),
         "--size": options.size,
         "--repeats": options.repeats,
         "--rows-at-once": options.rows_at_once,
