@@ -84,7 +84,7 @@ def main(options: Options) -> None:
         "model": options.model,
         "episode_seeds": [seeds[0], seeds[-1]],
         "sampling_seed": options.seed,
-        "precision": world_model.choice or options.precision,
+        "precision": world_model.precision or options.precision,
         "sampling": world_model.sampling.model_dump(),
         "seconds": round(time.monotonic() - started, 1),
         "versions": {"ivideogpt": __version__, "torch": torch.__version__, "python": platform.python_version()},

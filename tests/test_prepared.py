@@ -10,20 +10,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ivideogpt import WorldModel
+from ivideogpt import VideoTransformer, WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
 from ivideogpt.tokenizer.int8 import Int8Conv, can_convolve_in_int8
 from ivideogpt.tokenizer.upsample import UpsamplingConv
-from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear, can_multiply_in_int8
+from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear
 from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.static import StaticCache
+from ivideogpt.world_model import precisions_on
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
 
 
-HAS_W8A8 = can_multiply_in_int8() and can_convolve_in_int8()
+HAS_W8A8 = "w8a8" in precisions_on(torch.device("cpu"))
 needs_w8a8 = pytest.mark.skipif(not HAS_W8A8, reason="this processor or build of PyTorch has no 8-bit products")
 LOW = ["bf16", "int8", pytest.param("w8a8", marks=needs_w8a8)]
 
@@ -43,12 +44,17 @@ def test_float32_imagines_the_same(model: WorldModel, make_frames: MakeFrames) -
     assert all(weight.requires_grad for weight in model.parameters()), "the model itself is as it was"
 
 
+def legal_logits(transformer: VideoTransformer, tokens: Tensor, actions: Tensor) -> Tensor:
+    """As sessions compute them."""
+    return transformer.dynamics_logits(transformer.hidden_states(transformer.embed(tokens, actions))).float()
+
+
 @pytest.mark.parametrize("precision", LOW)
 @torch.no_grad()
 def test_low_precision_is_near(model: WorldModel, make_frames: MakeFrames, precision: str) -> None:
     prepared = model.prepared(precision)  # type: ignore[arg-type]
     tokens, actions = model.tokenizer.tokenize(make_frames(2, 5)), torch.rand(2, 5, 3)
-    exact, near = (each.transformer(tokens, actions).logits.float() for each in (model, prepared))
+    exact, near = (legal_logits(each.transformer, tokens, actions) for each in (model, prepared))
     assert (near - exact).square().mean() < 0.02 * exact.square().mean()
     video = prepared.rollout(make_frames(2, 2), actions[:, :4], horizon=2, seed=0).video
     assert video.dtype == torch.float32 and torch.isfinite(video).all()
@@ -90,6 +96,7 @@ def test_a_product_in_8_bits(rows: tuple[int, ...]) -> None:
     assert made.shape == (*rows, 96) and made.dtype == torch.float32
     size = x.norm(dim=-1, keepdim=True) * weight.norm(dim=-1)
     assert ((made - expected).abs() <= 0.02 * size).all()
+    assert torch.equal(DynamicInt8Linear(weight)(x[:1]), made[:1]), "whatever other rows there are"
 
 
 @needs_w8a8
@@ -121,8 +128,47 @@ def test_w8a8_is_laid_over_the_values_of_the_calibration(model: WorldModel, make
     assert all(any(isinstance(part, Int8Conv) for part in each.tokenizer.modules()) for each in prepared)
     like, unlike = ((each.tokenizer.detokenize(tokens) - expected).square().mean() for each in prepared)
     assert like < unlike < 0.01
-    with pytest.raises(ShapeError, match=r"shape \(1, 5, 3, 8, 8\)"):
-        model.prepared("w8a8", calibration=torch.zeros(1, 5, 3, 8, 8))
+
+
+@needs_w8a8
+def test_context_frames_alone_can_calibrate(model: WorldModel, make_frames: MakeFrames) -> None:
+    context = make_frames(2, 2)
+    one, other = (model.prepared("w8a8", calibration=videos) for videos in (context, torch.cat([context] * 2, dim=1)))
+    assert torch.equal(one.rollout(context, horizon=2, seed=1).video, other.rollout(context, horizon=2, seed=1).video)
+
+
+@pytest.mark.parametrize(
+    ("videos", "message"),
+    [
+        (torch.zeros(1, 5, 3, 8, 8), r"shape \(1, 5, 3, 8, 8\)"),
+        (torch.zeros(1, 1, 3, 16, 16), "1 frames are fewer than the 2 context frames"),
+        (torch.zeros(0, 2, 3, 16, 16), "0 calibration videos were given"),
+        (torch.full((1, 2, 3, 16, 16), torch.nan), "must lie in .0, 1. and be finite"),
+        ([0.0], "calibration is a list; give a torch tensor"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["auto", "float32", "w8a8"])
+def test_calibration_that_cannot_be(model: WorldModel, videos: Tensor, message: str, precision: str) -> None:
+    with pytest.raises(ShapeError, match=message):
+        model.prepared(precision, calibration=videos)  # type: ignore[arg-type]
+
+
+@needs_w8a8
+def test_the_same_tokens_by_drafts_and_in_turn(model: WorldModel, make_frames: MakeFrames) -> None:
+    prepared = model.prepared("w8a8")
+    sessions = [prepared.start(make_frames(1, 2), seed=1, horizon=4, drafts=drafts) for drafts in (True, False)]
+    for _ in range(9):
+        action = torch.rand(1, 3)
+        one, other = (session.step(action) for session in sessions)
+        assert torch.equal(one.tokens, other.tokens)
+
+
+def test_preparing_draws_no_random_numbers(model: WorldModel) -> None:
+    can_convolve_in_int8.cache_clear()
+    before = torch.get_rng_state()
+    for precision in precisions_on(torch.device("cpu")):
+        assert model.prepared(precision).precision == precision
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_w8a8_elsewhere(model: WorldModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -281,8 +281,8 @@ class TrainingConfig(Config):
 class TokenizerTrainingConfig(TrainingConfig):
     """Training of the compressive tokenizer."""
 
-    preset: str = "nano-64"
-    """Tokenizer preset: nano-64, oxe-64, oxe-256."""
+    preset: str | None = None
+    """Tokenizer preset: nano-64, which is the default, oxe-64, oxe-256. Not together with `start_from`."""
     start_from: str | None = None
     """Fine-tune this model (folder, shipped model or Hub id) instead of starting from random weights."""
     context_frames: int | None = Field(None, ge=1)
@@ -346,8 +346,8 @@ class TransformerTrainingConfig(TrainingConfig):
     tokenizer: str | None = None
     """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id. Left out: that of `start_from`,
     else that of pusht-64."""
-    preset: str = "nano"
-    """Transformer preset: nano, small, medium."""
+    preset: str | None = None
+    """Transformer preset: nano, which is the default, small, medium. Not together with `start_from`."""
     start_from: str | None = None
     """Fine-tune this model's transformer instead of starting from random weights. An action input or reward head that
     it lacks is added."""

@@ -57,6 +57,11 @@ def wants_bf16(precision: str, device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_linux_cpu_flags())
 
 
+def has_vnni() -> bool:
+    """Whether the CPU has instructions (AVX512-VNNI) that multiply 8-bit numbers without overflow."""
+    return "avx512_vnni" in _linux_cpu_flags()
+
+
 def free_memory(device: torch.device) -> int | None:
     """Memory that could be taken on a device now, bytes; None where the system does not say."""
     if device.type == "cuda":

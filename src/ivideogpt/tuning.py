@@ -33,6 +33,8 @@ class Choice(NamedTuple):
 def fastest(what: str, ways: Mapping[str, Callable[[], Callable[[], object]]]) -> Choice:
     """The way that takes least time, measured the first time `what` is asked for and then remembered.
 
+    What is remembered of more ways also answers for fewer.
+
     Args:
         what: names the question, with all that the answer depends on: machine, model, versions.
         ways: by name; each makes, when it is its turn, what is timed. That is run once before, and must have waited

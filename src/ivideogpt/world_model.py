@@ -69,7 +69,8 @@ class WorldModel(nn.Module):
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.sampling = sampling or SamplingConfig()
-        self.is_prepared = False
+        self.precision: Precision | None = None
+        """How this copy was prepared for imagining; None for a model that was not."""
         self.choice: str | None = None
         """What `prepared("auto")` measured and chose."""
         self.eval()
@@ -119,7 +120,7 @@ class WorldModel(nn.Module):
             OutputError: the folder holds something, or the disk is full.
             CheckpointError: the official layout cannot express this model.
         """
-        if self.is_prepared:
+        if self.precision is not None:
             raise CheckpointError("a model prepared for imagining cannot be saved. Save the one it was made from.")
         parts = [dict(self.tokenizer.state_dict()), dict(self.transformer.state_dict())]
         if dtype is not None:
@@ -138,43 +139,54 @@ class WorldModel(nn.Module):
         calibration: Tensor | None = None,
         compiled: bool = False,
     ) -> WorldModel:
-        """A copy made for imagining: it imagines faster or in less memory, and cannot be trained, saved or moved.
+        """A copy made for imagining, faster or in less memory. It cannot be trained, saved, copied or moved.
 
         On CPUs a bf16 copy holds the transformer's weights twice, the second time as oneDNN multiplies them.
 
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, where the transformer's layers have 8-bit weights and the rest
-                is bf16; `"w8a8"`, where on a CPU the transformer and the convolutions that make pixels multiply 8-bit
-                weights with 8-bit activations; or `"auto"`, the fastest of those that the hardware has, measured when
-                first asked for and then remembered (`choice` says what was measured). benchmarks/README.md has what
-                they cost in quality.
-            calibration: for w8a8, videos (B,T,3,R,R) of more than t frames, uint8 or float in [0,1], like those that
-                will be imagined: its 8 bits are laid over the values that they take. Left out, these are guessed from
-                random patterns, and `"auto"` leaves w8a8 out.
+                is bf16; `"w8a8"`, on CPUs, where the transformer's layers and most convolutions of the decoder of
+                future frames multiply 8-bit weights with 8-bit activations, the rest of the transformer, its cache
+                included, is float32, and that of the tokenizer bf16; or `"auto"`, the fastest of those that the
+                hardware has, measured when first asked for and then remembered (`choice` says what was measured).
+                benchmarks/README.md has what they cost in quality.
+            calibration: for w8a8, videos (B,T,3,R,R) of at least t frames, uint8 or float in [0,1], like those that
+                will be imagined: the convolutions' 8 bits are laid over the values that they take. Left out, these
+                are guessed from random patterns, and `"auto"` leaves w8a8 out. Not used in other precisions.
             compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs; where that fails
                 there is a warning, and they run as they are. `"auto"` tries that too on a GPU.
 
         Raises:
-            ConfigError: another precision, or one that this hardware does not have.
+            ConfigError: another precision, w8a8 where the hardware lacks it, or the model is prepared already.
             ShapeError: calibration videos of another shape, type or range.
         """
         names = (*get_args(Precision), "auto")
         if precision not in names:
             raise ConfigError(unknown_name("precision", precision, names))
-        if self.is_prepared:
+        if self.precision is not None:
             raise ConfigError("this model is prepared for imagining already. Prepare the one it was made from.")
+        if calibration is not None:
+            calibration = self._require_videos(calibration)
         if precision == "auto":
             return self._fastest(calibration, compiled)
-        available = precisions_on(self.device)
-        if precision == "w8a8" and precision not in available:
+        if precision == "w8a8" and "w8a8" not in (available := precisions_on(self.device)):
             raise ConfigError(
-                "w8a8 needs a CPU that multiplies 8-bit numbers and bf16, and a PyTorch that has it do so. "
+                "w8a8 needs a CPU that multiplies 8-bit numbers (AVX512-VNNI) and bf16, and a PyTorch that lets it. "
                 f"Available on this {self.device.type}: {', '.join(available)}."
             )
         transformer = self.transformer.prepared(precision, compiled=compiled)
         other = WorldModel(self.tokenizer.prepared(precision, calibration), transformer, self.sampling)
-        other.is_prepared = True
+        other.precision = precision
         return other
+
+    def _require_videos(self, videos: Tensor) -> Tensor:
+        """Check calibration videos and bring them to the model's device; they are not empty."""
+        if not isinstance(videos, Tensor):
+            raise ShapeError(f"calibration is a {type(videos).__name__}; give a torch tensor: torch.as_tensor(videos).")
+        videos = self.tokenizer.require_frames(videos.to(self.device))
+        if len(videos) == 0:
+            raise ShapeError("0 calibration videos were given; give at least one, or leave calibration out.")
+        return videos
 
     def _fastest(self, calibration: Tensor | None, compiled: bool) -> WorldModel:
         precisions = [name for name in precisions_on(self.device) if name != "w8a8" or calibration is not None]

@@ -118,7 +118,7 @@ def test_the_floor_of_steps_is_what_takes_longer() -> None:
 @pytest.mark.skipif("w8a8" not in precisions_on(CPU), reason="no 8-bit products here")
 def test_the_floor_of_8_bits() -> None:
     model = micro_model()
-    arithmetic, prepared = count_arithmetic(model), model.prepared("w8a8")
+    arithmetic, prepared = count_arithmetic(model.prepared("float32")), model.prepared("w8a8")
     in_8_bits = count_in_8_bits(prepared, arithmetic)
     assert count_in_8_bits(model, arithmetic) == (0, 0)
     assert 0 < in_8_bits.context < arithmetic.context and 0 < in_8_bits.frame < arithmetic.frame

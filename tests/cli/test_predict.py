@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
+from ivideogpt.cli import predict as predict_command
 from ivideogpt.cli.main import main
+from ivideogpt.devices import Precision
 from ivideogpt.world_model import precisions_on
 
 FILES = ["metrics.json", "prediction.gif", "prediction.mp4", "psnr.png", "strip.png"]
@@ -75,6 +78,11 @@ def test_another_precision_is_said(
     assert json.loads(said.out)["sampling"]["top_p"] == 0.9
     assert predict(model, episode, tmp_path / "two", "--precision", "auto") == 0
     assert "is fastest here" in capsys.readouterr().err
+
+
+def test_the_precisions_are_those_of_the_library() -> None:
+    choices = get_args(predict_command.Options.model_fields["precision"].annotation)
+    assert set(choices) == {*get_args(Precision), "auto"}
 
 
 @pytest.mark.skipif("w8a8" not in precisions_on(torch.device("cpu")), reason="no 8-bit products here")

@@ -14,6 +14,7 @@ from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.state import bytes_needed
+from ivideogpt.tokenizer.compressive import DecodedContext
 from ivideogpt.transformer.sampling import RowStreams, sample
 
 MakeWorldModel = Callable[..., WorldModel]
@@ -198,11 +199,27 @@ def test_refuses_to_decode_what_it_did_not_imagine(model: WorldModel, context: T
         session.decode(tokens[:, None] - 32)
 
 
-def test_many_frames_are_decoded_in_parts(model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model.rollout(context, horizon=4, samples=2, seed=1).video
-    monkeypatch.setattr("ivideogpt.session.session._ON_CPU", 7)
-    parts = model.rollout(context, horizon=4, samples=2, seed=1).video
-    torch.testing.assert_close(parts, whole, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_many_frames_are_decoded_in_parts(
+    model: WorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch, most: int, in_order: bool
+) -> None:
+    session = model.start(context, branches=3, seed=1)
+    if not in_order:
+        session = session.fork([4, 0, 5, 1, 0])
+    tokens = torch.stack([session.step(decode=False).tokens for _ in range(3)], dim=1)
+    whole = session.decode(tokens)
+    sizes: list[int] = []
+    decode = model.tokenizer.decode_future
+
+    def watch(codes: Tensor, decoded: DecodedContext) -> Tensor:
+        sizes.append(codes.shape[0] * codes.shape[1])
+        return decode(codes, decoded)
+
+    monkeypatch.setattr(model.tokenizer, "decode_future", watch)
+    monkeypatch.setattr("ivideogpt.session.pixels.frames_at_once", lambda *_: most)
+    torch.testing.assert_close(session.decode(tokens), whole, atol=1e-5, rtol=1e-5)
+    assert max(sizes) <= most and sum(sizes) == tokens.shape[0] * tokens.shape[1]
 
 
 def test_equal_contexts_are_worked_on_once(model: WorldModel, context: Tensor, actions: Tensor) -> None:

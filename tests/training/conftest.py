@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def tokenizer_settings(tmp_path: Path) -> Settings:
 
     def make(**changes: Any) -> TokenizerTrainingConfig:
         paths = {"data": tmp_path / "data", "out": tmp_path / "run"}
-        usual = {"preset": "micro-16", "horizon": 6, "future_frames": 2}
+        usual = {"preset": _preset("micro-16", changes), "horizon": 6, "future_frames": 2}
         return TokenizerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
 
     return make
@@ -78,7 +78,12 @@ def transformer_settings(tmp_path: Path) -> Settings:
 
     def make(**changes: Any) -> TransformerTrainingConfig:
         paths = {"data": tmp_path / "data", "out": tmp_path / "run", "tokenizer": str(tmp_path / "tokenizer")}
-        usual = {"preset": "micro", "segment_frames": 5}
+        usual = {"preset": _preset("micro", changes), "segment_frames": 5}
         return TransformerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
 
     return make
+
+
+def _preset(usual: str, changes: Mapping[str, object]) -> str | None:
+    """The usual preset, except for who starts from a model."""
+    return None if changes.get("start_from") else usual

@@ -77,7 +77,7 @@ def test_a_preset_with_other_context_frames_and_another_quantizer(tokenizer_sett
 
 def test_a_model_to_fine_tune(tmp_path: Path, tokenizer_settings: Settings) -> None:
     start = save_tokenizer(tmp_path / "start")
-    config = tokenizer_settings(start_from=str(tmp_path / "start"), preset="oxe-64")
+    config = tokenizer_settings(start_from=str(tmp_path / "start"))
     assert same(dict(make_tokenizer(config).state_dict()), dict(start.state_dict()))
     longer = make_tokenizer(tokenizer_settings(start_from=str(tmp_path / "start"), context_frames=3))
     assert longer.config.context_frames == 3
@@ -86,6 +86,8 @@ def test_a_model_to_fine_tune(tmp_path: Path, tokenizer_settings: Settings) -> N
 
 
 def test_what_cannot_be_a_start(tmp_path: Path, tokenizer_settings: Settings) -> None:
+    with pytest.raises(ConfigError, match=r"preset is 'oxe-64' and start_from is .*Give one of the two"):
+        make_tokenizer(tokenizer_settings(preset="oxe-64", start_from=str(tmp_path / "start")))
     with pytest.raises(ConfigError, match=r"unknown tokenizer preset 'nano-46'\. Did you mean 'nano-64'"):
         make_tokenizer(tokenizer_settings(preset="nano-46"))
     with pytest.raises(CheckpointError, match="none at"):

@@ -94,7 +94,12 @@ def count_arithmetic(model: WorldModel) -> Arithmetic:
 
 
 def count_in_8_bits(model: WorldModel, arithmetic: Arithmetic) -> Arithmetic:
-    """What of a model's arithmetic, counted in float32, it does with 8-bit numbers: the counter does not see those."""
+    """What of a model's arithmetic it does with 8-bit numbers: the counter does not see those.
+
+    Args:
+        model: as it is prepared.
+        arithmetic: of the same model prepared in float32.
+    """
     if not _multiplies_in_8_bits(model):
         return _NONE
     floating = count_arithmetic(model)
@@ -106,9 +111,9 @@ class RolloutWork:
     """Work that a rollout cannot do without, in operations and bytes read, and its least time."""
 
     dtype: torch.dtype
-    """Precision of the products that are not done with 8-bit numbers."""
+    """Precision of most products outside the steps that are not done with 8-bit numbers."""
     steps_dtype: torch.dtype
-    """Precision of those that sample tokens."""
+    """Precision of most products that sample tokens."""
     rows: int
     """Rows that march in step, R."""
     start_flop: float

@@ -74,10 +74,9 @@ def ways_on(device: torch.device, names: Sequence[str] | None = None) -> list[Pr
     return [way for way in available if names is None or way in names]
 
 
-def multiplied(device: torch.device) -> list[torch.dtype]:
-    """What numbers the ways multiply."""
-    has_w8a8 = "w8a8" in precisions_on(device)
-    return [*precisions(device).values(), *([torch.int8] if has_w8a8 else [])]
+def multiplied(device: torch.device, ways: Sequence[Precision]) -> list[torch.dtype]:
+    """What numbers these ways multiply."""
+    return [*precisions(device).values(), *([torch.int8] if "w8a8" in ways else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,12 +203,13 @@ def _difference(reference: Reference, model: WorldModel, action_dim: int) -> dic
     actions = torch.rand(1, frames, action_dim, device=model.device) * 2 - 1
     tokens = reference.tokenizer.tokenize(video)
     used = actions[:, list(layout.action_frames(frames))]
-    logits = [reference.logits(tokens, used), model.transformer(tokens, actions).logits.float()]
     # Every token is predicted from the position before it.
     positions = (layout.dynamics_positions(frames).flatten() - 1).to(tokens.device)
     ids = slice(layout.dynamics_ids.start, layout.dynamics_ids.stop)
-    one, other = (way[:, positions, ids] for way in logits)
-    return {"largest_difference": float((one - other).abs().max())}
+    expected = reference.logits(tokens, used)[:, positions, ids]
+    transformer = model.transformer
+    hidden = transformer.hidden_states(transformer.embed(tokens, actions))[:, positions]
+    return {"largest_difference": float((transformer.dynamics_logits(hidden) - expected).abs().max())}
 
 
 def _measure(contest: _Contest, name: str, repeats: int, rates: Rates, rows_at_once: int) -> RolloutComparison:
@@ -330,8 +330,7 @@ def measure_latency(device: torch.device, rates: Rates, ways: Sequence[Precision
     opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
     context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
-    calibration = torch.cat([context, context], dim=1)
-    models: dict[str, WorldModel] = {name: model.prepared(name, calibration=calibration) for name in ways}
+    models: dict[str, WorldModel] = {name: model.prepared(name, calibration=context) for name in ways}
     arithmetic = count_arithmetic(model.prepared("float32"))
     sessions = {name: way.start(context, seed=_SEED) for name, way in models.items()}
     steps: dict[str, Callable[[], object]] = {

@@ -74,7 +74,7 @@ def run(options: Options) -> None:
     file = claim(options.out, options.overwrite)
     names = options.rows.split(",")
     ways = ways_on(device, None if options.ways is None else options.ways.split(","))
-    rates = measure_rates(device, multiplied(device), row_counts(names))
+    rates = measure_rates(device, multiplied(device, ways), row_counts(names))
     measured = []
     for row in measure_rollouts(options.size, names, options.repeats, device, rates, ways, options.rows_at_once):
         measured.append(row)

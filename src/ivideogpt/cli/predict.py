@@ -98,7 +98,7 @@ def run(options: Options) -> None:
         "start": options.start,
         "step_size": options.step_size,
         "seed": options.seed,
-        "precision": options.precision,
+        "precision": world_model.precision or options.precision,
         "sampling": sampling.model_dump(),
         **prediction.metrics,
     }
@@ -135,7 +135,7 @@ def _episode(options: Options, world_model: WorldModel) -> Episode:
 
 
 def _calibration(options: Options, world_model: WorldModel, episode: Episode) -> Tensor | None:
-    """The context frames, and the same again as the future (1,2t,3,R,R); None where there are too few."""
+    """The context frames (1,t,3,R,R); None where there are too few."""
     import torch
 
     from ivideogpt.data.segment import fit_to_square
@@ -145,7 +145,7 @@ def _calibration(options: Options, world_model: WorldModel, episode: Episode) ->
     if len(context) < config.context_frames:
         return None  # the prediction says so
     frames = fit_to_square(torch.from_numpy(context).movedim(-1, 1), config.resolution)
-    return frames.repeat(2, 1, 1, 1)[None]
+    return frames[None]
 
 
 def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:

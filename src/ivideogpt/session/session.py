@@ -17,15 +17,13 @@ from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, stream_keys
 from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
-from ivideogpt.session.state import Snapshot, State, frames_at_once, read_contexts, suffix_length
+from ivideogpt.session.pixels import decode_in_parts
+from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
 from ivideogpt.tokenizer import CompressiveTokenizer
-from ivideogpt.tokenizer.compressive import DecodedContext
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.sampling import RowStreams
 from ivideogpt.transformer.symlog import symexp
 
-_FRAMES_DECODED_AT_ONCE = 256  # of 64 pixels
-_ON_CPU = 16  # whose cache should hold their feature maps
 _FORKED = 1  # ends the keys of a fork's streams, so that none is a stream of `start`
 
 
@@ -327,22 +325,14 @@ class Session:
         if tokens.shape[1] == 0:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
         codes = tokens - self.layout.dynamics_ids.start
-        features, groups = state.contexts.features, state.cache.groups
-        small = _ON_CPU if codes.device.type == "cpu" else _FRAMES_DECODED_AT_ONCE
-        most = frames_at_once(small, self.tokenizer.config.resolution)
-        if groups.regular and len(rows) == self.rows and groups.prefixes <= most:
-            together = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
-            at_once = most // groups.prefixes
-            decoded = DecodedContext(codes.new_empty(0), features)
-            chunks = [self.tokenizer.decode_future(part, decoded) for part in together.split(at_once, dim=1)]
-            return _as_frames(torch.cat(chunks, dim=1)).view(*codes.shape[:2], *chunks[0].shape[2:])
-        at_once = max(1, most // codes.shape[1])
-        context_of = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
-        chunks = []
-        for part, index in zip(codes.split(at_once), context_of.split(at_once), strict=True):
-            own = [(keys.index_select(0, index), values.index_select(0, index)) for keys, values in features]
-            chunks.append(self.tokenizer.decode_future(part, DecodedContext(codes.new_empty(0), own)))
-        return _as_frames(torch.cat(chunks))
+        groups = state.cache.groups
+        if groups.regular and len(rows) == self.rows:  # all frames of a context's rows together
+            codes = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
+            which = torch.arange(groups.prefixes, device=codes.device)
+        else:
+            which = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
+        frames = decode_in_parts(self.tokenizer, codes, state.contexts, which)
+        return frames.view(*tokens.shape[:2], *frames.shape[2:])
 
     def _newest(self, rows: Sequence[int]) -> Tensor:
         """(len(rows), t, 3, side, side): see `frames`."""
@@ -392,7 +382,3 @@ class Session:
             if not 0 <= row < self.rows:
                 raise SessionError(f"row {row} does not exist; this session has rows 0..{self.rows - 1}.")
         return chosen
-
-
-def _as_frames(decoded: Tensor) -> Tensor:
-    return decoded.float().clamp(0, 1)

@@ -222,11 +222,14 @@ class CompressiveTokenizer(nn.Module):
     def prepared(self, precision: Precision, calibration: Tensor | None = None) -> CompressiveTokenizer:
         """A copy for use without gradients, laid out in memory for fast convolutions.
 
+        `WorldModel.prepared` sees to it that the hardware has the precision.
+
         Args:
-            precision: `"float32"`; `"bf16"` and `"int8"`, both bf16; or `"w8a8"`, bf16 but for 8-bit convolutions where
-                future frames are decoded.
-            calibration: for w8a8, videos (B,T,3,R,R) like those to come, T > t: the 8 bits span the range of values
-                that these take, and half as much again. Without them it is made from random patterns, and wider.
+            precision: `"float32"`; `"bf16"` and `"int8"`, both bf16; or `"w8a8"`, bf16 but for 8-bit convolutions in
+                the residual blocks of the decoder of future frames.
+            calibration: for w8a8, videos (B,T,3,R,R), B > 0, T >= t, like those to come: the 8 bits span the range of
+                values that these take, and half as much again. Without them it is made from random patterns, and
+                wider.
 
         Raises:
             ShapeError: `calibration` has another shape, type or range.
@@ -238,16 +241,16 @@ class CompressiveTokenizer(nn.Module):
         other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         other.to(torch.float32 if precision == "float32" else torch.bfloat16)
         if precision == "w8a8":
-            videos = self._patterns() if calibration is None else [calibration]
+            videos = self._patterns() if calibration is None else list(calibration.split(1))
             margin = _MARGIN_OF_PATTERNS if calibration is None else _MARGIN
-            decode = partial(other._reconstruct, videos)
-            quantize_convolutions(other.prediction_decoder, decode, margin)
+            quantize_convolutions(other.prediction_decoder, partial(other._reconstruct, videos), margin)
         return other
 
     @torch.no_grad()
     def _reconstruct(self, videos: list[Tensor]) -> None:
+        """Reconstruct videos (1,T,3,R,R); of one that is all context, its frames once more as the future."""
         for video in videos:
-            self(video)
+            self(video if video.shape[1] > self.config.context_frames else torch.cat([video, video], dim=1))
 
     def _patterns(self) -> list[Tensor]:
         """Coarse and fine random patterns (1,t+2,3,R,R) each, for want of real frames."""

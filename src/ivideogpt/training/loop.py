@@ -254,6 +254,19 @@ def _restore(learner: Learner[SampleT], optimizer: torch.optim.Optimizer, averag
     return step
 
 
+def require_one_start(preset: str | None, start_from: str | None) -> None:
+    """Refuse a preset for a training that fine-tunes a model.
+
+    Raises:
+        ConfigError: both are given.
+    """
+    if preset is not None and start_from is not None:
+        raise ConfigError(
+            f"preset is {preset!r} and start_from is {start_from}; a training starts from random weights in the shape "
+            "of a preset, or from a model that has its shape. Give one of the two."
+        )
+
+
 def _require_not_inside(config: TrainingConfig) -> None:
     """Refuse to clear a run that holds a model this training begins with."""
     for name in ("start_from", "tokenizer"):

@@ -27,7 +27,9 @@ from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
+from ivideogpt.training.loop import require_one_start
 
+_DEFAULT_PRESET = "nano-64"
 _PICTURE_ROWS = 4
 
 
@@ -35,9 +37,10 @@ def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
     """The tokenizer that a training starts from: a preset with random weights, or a model to fine-tune.
 
     Raises:
-        ConfigError: unknown preset, or another quantizer than that of the model to fine-tune.
+        ConfigError: unknown preset, a preset and a model to fine-tune, or another quantizer than that of the model.
         CheckpointError: the model to fine-tune cannot be loaded.
     """
+    require_one_start(config.preset, config.start_from)
     if config.start_from is not None:
         tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
         if config.quantizer not in (None, tokenizer.config.quantizer):
@@ -47,14 +50,14 @@ def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
             )
         wanted = config.context_frames or tokenizer.config.context_frames
         return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
-    changes: dict[str, object] = {}
+    preset, changes = config.preset or _DEFAULT_PRESET, dict[str, object]()
     if config.context_frames is not None:
         changes["context_frames"] = config.context_frames
-    if config.quantizer is not None and config.quantizer != tokenizer_preset(config.preset).quantizer:
+    if config.quantizer is not None and config.quantizer != tokenizer_preset(preset).quantizer:
         changes |= _QUANTIZERS[config.quantizer]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return CompressiveTokenizer.from_preset(config.preset, **changes)
+        return CompressiveTokenizer.from_preset(preset, **changes)
 
 
 _QUANTIZERS: dict[str, dict[str, object]] = {

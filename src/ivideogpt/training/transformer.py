@@ -20,11 +20,13 @@ from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.embeddings import embed_codes, embed_places
+from ivideogpt.training.loop import require_one_start
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
 from ivideogpt.world_model import WorldModel
 
+_DEFAULT_PRESET = "nano"
 _PICTURE_ROWS = 4
 
 
@@ -41,8 +43,9 @@ def make_transformer(
         action_dim: action size of the data; None for an action-free model.
 
     Raises:
-        ConfigError, CheckpointError: a preset, model or action size that does not fit.
+        ConfigError, CheckpointError: a preset, model or action size that does not fit, or a preset and a model.
     """
+    require_one_start(config.preset, config.start_from)
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
     changes: dict[str, Any] = {"action_dim": action_dim, "trained_frames": config.segment_frames + config.goal}
     if config.action_limit is not None:
@@ -55,7 +58,7 @@ def make_transformer(
         torch.manual_seed(config.seed)
         if config.start_from is not None:
             return _fine_tuned(config.start_from, layout, changes)
-        shape = dict(transformer_preset(config.preset, layout))
+        shape = dict(transformer_preset(config.preset or _DEFAULT_PRESET, layout))
         model = VideoTransformer(TransformerConfig.checked(**{**shape, **changes}))
         embed_codes(model, tokenizer)
         embed_places(model)

@@ -114,6 +114,7 @@ class BranchedCache:
         self.prefixes, self.groups = prefixes, Groups(prefix_of_row, count, prefixes.keys.device)
         # Where rows are out of step, what one has not written is masked for it, but its values are multiplied by 0.
         self.keys, self.values = prefixes.keys.new_zeros(shape), prefixes.keys.new_zeros(shape)
+        self._by_layer = list(zip(self.keys, self.values, strict=True))  # views; making them at each pass takes time
         self.capacity = capacity
         self.lengths = [0] * len(prefix_of_row)
         """Positions filled in each row's suffix."""
@@ -149,7 +150,8 @@ class BranchedCache:
         count, end = queries.shape[2], max(self.lengths) + queries.shape[2]
         self._write(layer, keys, values)
         later = self._later(count, end) if count > 1 or not self.in_step else None
-        return self._attend_to(layer, queries, self.keys[layer, :, :, :end], self.values[layer, :, :, :end], later)
+        own_keys, own_values = (x.narrow(2, 0, end) for x in self._by_layer[layer])
+        return self._attend_to(layer, queries, own_keys, own_values, later)
 
     def _attend_to(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, later: Tensor | None) -> Tensor:
         """From queries (R,h,n,D) to the prefixes and to keys and values (R,h,u,D), but for those that come later."""
@@ -213,8 +215,8 @@ class BranchedCache:
     def _write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         count = keys.shape[2]
         if self.in_step:
-            place = slice(self.lengths[0], self.lengths[0] + count)
-            self.keys[layer, :, :, place], self.values[layer, :, :, place] = keys, values
+            for ours, new in zip(self._by_layer[layer], (keys, values), strict=True):
+                ours.narrow(2, self.lengths[0], count).copy_(new)
             return
         rows, places = torch.arange(len(keys), device=keys.device)[:, None], self._own_positions(count)
         self.keys[layer][rows, :, places] = keys.transpose(1, 2)  # (R, n, h, D)

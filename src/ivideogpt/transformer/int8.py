@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ivideogpt.devices import has_vnni
+
 _LARGEST = 127
 _ALIGNED = 32  # PyTorch's kernel reads past the end of rows of other lengths
 _FEW_ROWS = 24  # with more it is quicker to widen the weights and multiply once
@@ -42,8 +44,8 @@ class Int8Linear(nn.Module):
 class DynamicInt8Linear(nn.Module):
     """A linear layer without bias for CPUs, its products and sums in whole numbers; for use without gradients.
 
-    Weights are rounded as in `Int8Linear`. An input row is rounded when it comes, to 255 steps between its smallest and
-    its largest value; rows that come together are brought to the same size and share the steps.
+    Weights are rounded as in `Int8Linear`, and each input row, when it comes, to 255 steps between its largest size and
+    the opposite. A row's result does not depend on the rows that come with it.
 
     Args:
         weight: (outputs, inputs).
@@ -52,25 +54,21 @@ class DynamicInt8Linear(nn.Module):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         exact, scale = _exact_and_scale(weight)
+        zeros = torch.zeros(len(scale), dtype=torch.int64)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch means to drop such tensors; see `can_multiply_in_int8`
-            zeros = torch.zeros(len(scale), dtype=torch.int64)
             rounded = torch.quantize_per_channel(exact, scale.double(), zeros, 0, torch.qint8)
-        # In a tuple, so that nobody takes it for a parameter: it can neither be copied nor saved.
-        self._packed = (torch.ops.quantized.linear_prepack(rounded, None),)
+        self._packed = torch.ops.quantized.linear_prepack(rounded, None)
         self.bytes = weight.numel() + 4 * len(weight)
         """Memory that the weights and their scales take."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., inputs) -> (..., outputs), float32 both."""
-        if x.shape[:-1].numel() == 1:
-            return self._multiply(x)
         size = x.abs().amax(dim=-1, keepdim=True).clamp_(min=1e-12)
-        return self._multiply(x / size).mul_(size)
-
-    def _multiply(self, x: Tensor) -> Tensor:
-        y: Tensor = torch.ops.quantized.linear_dynamic(x, self._packed[0], False)
-        return y
+        # The op's name says what it does: round the input (to steps of 1/127, 128 being 0), multiply, give float32.
+        multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        y: Tensor = multiply(x / size, 1 / _LARGEST, _LARGEST + 1, self._packed)
+        return y.mul_(size)
 
 
 @functools.cache
@@ -79,11 +77,9 @@ def can_multiply_in_int8() -> bool:
 
     Without the processor's instructions for them they could overflow; another version of PyTorch may lack them.
     """
-    if not torch.cpu._is_vnni_supported():
-        return False
     x, weight = torch.linspace(-1, 1, 64).view(2, 32), torch.linspace(1, -1, 512).view(16, 32)
     try:
-        return torch.allclose(DynamicInt8Linear(weight)(x), F.linear(x, weight), atol=0.1)
+        return has_vnni() and torch.allclose(DynamicInt8Linear(weight)(x), F.linear(x, weight), atol=0.1)
     except (AttributeError, TypeError, RuntimeError):
         return False
 

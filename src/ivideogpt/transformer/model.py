@@ -260,7 +260,7 @@ class VideoTransformer(nn.Module):
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
     def prepared(self, precision: Precision, *, compiled: bool = False) -> VideoTransformer:
-        """A copy for use without gradients.
+        """A copy for use without gradients; `WorldModel.prepared` sees to it that the hardware has the precision.
 
         Args:
             precision: `"float32"`; `"bf16"`; `"int8"`, 8-bit weights in the layers and bf16 elsewhere; or `"w8a8"`,
