@@ -62,9 +62,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(command: str, data: Path, out: Path, *more: str, steps: int = 4) -> list[str]:
-    kind = ["--preset", "micro-16", "--horizon", "6", "--future-frames", "2"]
-    if command == "transformer":
-        kind = ["--preset", "micro", "--segment-frames", "5"]
+    kind = ["--horizon", "6", "--future-frames", "2"] if command == "tokenizer" else ["--segment-frames", "5"]
+    if "--start-from" not in more:
+        kind += ["--preset", "micro-16" if command == "tokenizer" else "micro"]
     places = ["--data", str(data), "--out", str(out), "--steps", str(steps)]
     return ["train", command, *places, *(str(word) for pair in SMALL.items() for word in pair), *kind, *more]
 

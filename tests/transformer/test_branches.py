@@ -6,14 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from ivideogpt import VideoTransformer
 from ivideogpt.errors import ShapeError
 from ivideogpt.transformer import BranchedCache, Prefixes
-from ivideogpt.transformer.branches import Groups, regrouped
 
 MakeTransformer = Callable[..., VideoTransformer]
 
@@ -28,34 +25,6 @@ def prefixes_of(model: VideoTransformer, x: Tensor) -> Prefixes:
 
 def inputs(rows: int, count: int, seed: int) -> Tensor:
     return torch.randn(rows, count, 16, generator=torch.Generator().manual_seed(seed))
-
-
-@given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
-def test_gathering_and_back(prefix_of_row: list[int]) -> None:
-    groups = Groups(prefix_of_row, 4, torch.device("cpu"))
-    x = torch.randn(len(prefix_of_row), 2, 3, 5)
-    gathered = groups.gather(x)
-    assert gathered.shape == (4, 2, groups.largest * 3, 5)
-    assert torch.equal(groups.scatter(gathered), x)
-    marked = groups.gather(torch.tensor(prefix_of_row)[:, None, None, None].expand(-1, 1, 1, 1))
-    for prefix in range(4):
-        held = marked[prefix].flatten()[: prefix_of_row.count(prefix)]
-        assert (held == prefix).all(), "a prefix is multiplied with its own rows"
-
-
-@pytest.mark.parametrize(
-    ("prefix_of_row", "regular"),
-    [([0, 1, 2], True), ([0, 0, 1, 1], True), ([0, 1, 0, 1], False), ([0, 0, 1], False), ([1, 0], False)],
-)
-def test_regular_rows_need_not_be_moved(prefix_of_row: list[int], regular: bool) -> None:
-    assert Groups(prefix_of_row, max(prefix_of_row) + 1, torch.device("cpu")).regular == regular
-
-
-def test_regrouping() -> None:
-    kept, after = regrouped([0, 0, 1, 2], rows=[1, 3], new_prefix_of_row=[1, 0])
-    assert kept == [0, 1]
-    assert after == [0, 3, 1, 2]
-    assert regrouped([0, 1], [0, 1], [0, 1]) == ([], [0, 1])
 
 
 @pytest.mark.parametrize("prefix_of_row", [[0, 1, 2], [0, 0, 1, 1, 2, 2], [2, 0, 2, 2, 1], [1, 1, 1]])

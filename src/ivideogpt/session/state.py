@@ -15,10 +15,11 @@ from torch import Tensor
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.cross_attention import KeysValues
 from ivideogpt.transformer import BranchedCache, Prefixes, VideoTransformer
-from ivideogpt.transformer.branches import regrouped, used_by
+from ivideogpt.transformer.groups import regrouped, used_by
 from ivideogpt.transformer.sampling import RowStreams
 
 _CONTEXTS_READ_AT_ONCE = 32  # of 64 pixels; fewer of larger ones, as their feature maps take more memory
+_CONTEXTS_READ_AT_ONCE_ON_CPU = 8  # feature maps of more would not fit into the processor's cache, and wait for memory
 
 
 class Contexts(NamedTuple):
@@ -138,7 +139,8 @@ def read_contexts(
         frames: in the tokenizer's precision, in [0,1].
         lazy: leave each context's last token out of what the transformer reads.
     """
-    at_once = frames_at_once(_CONTEXTS_READ_AT_ONCE, frames.shape[-1])
+    at_once = _CONTEXTS_READ_AT_ONCE_ON_CPU if frames.device.type == "cpu" else _CONTEXTS_READ_AT_ONCE
+    at_once = frames_at_once(at_once, frames.shape[-1])
     parts = [_read(tokenizer, transformer, part, lazy) for part in frames.split(at_once)]
     if len(parts) == 1:
         return parts[0]

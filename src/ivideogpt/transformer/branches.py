@@ -1,7 +1,6 @@
 """Many rows that continue few prefixes: each prefix is kept and read once, each row has a suffix of its own.
 
-Shapes: S prefixes, R rows, h heads, n new positions, P positions of a prefix, U of a suffix, D channels a head,
-X anything.
+Shapes: S prefixes, R rows, h heads, n new positions, P positions of a prefix, U of a suffix, D channels a head.
 """
 
 from __future__ import annotations
@@ -13,66 +12,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.transformer.cache import KeyValueCache, require_capacity
-
-
-class Groups:
-    """Which rows continue which prefix, and how rows are laid side by side for one product a prefix.
-
-    Args:
-        prefix_of_row: R indices of prefixes.
-        prefixes: S.
-        device: where they are laid side by side.
-    """
-
-    def __init__(self, prefix_of_row: Sequence[int], prefixes: int, device: torch.device) -> None:
-        self.prefix_of_row, self.prefixes = tuple(prefix_of_row), prefixes
-        rows: list[list[int]] = [[] for _ in range(prefixes)]
-        for row, prefix in enumerate(self.prefix_of_row):
-            rows[prefix].append(row)
-        self.largest = max(len(group) for group in rows)
-        flat = [row for group in rows for row in group]
-        self.regular = flat == list(range(len(flat))) and all(len(group) == self.largest for group in rows)
-        """Whether the rows stand prefix by prefix, equally many of each: then nothing need be moved."""
-        # Small groups are filled up with row 0; what it gets there is thrown away.
-        padded = [row for group in rows for row in group + [0] * (self.largest - len(group))]
-        self._padded = torch.tensor(padded, device=device)
-        back = {row: s * self.largest + k for s, group in enumerate(rows) for k, row in enumerate(group)}
-        self._back = torch.tensor([back[row] for row in range(len(flat))], device=device)
-
-    def gather(self, x: Tensor) -> Tensor:
-        """(R,h,n,X) -> (S,h,K*n,X), K the size of the largest group."""
-        padded = x if self.regular else x[self._padded]
-        if self.largest == 1:
-            return padded
-        return padded.unflatten(0, (self.prefixes, self.largest)).transpose(1, 2).flatten(2, 3)
-
-    def scatter(self, x: Tensor) -> Tensor:
-        """(S,h,K*n,X) -> (R,h,n,X): the inverse of `gather`."""
-        if self.largest > 1:
-            x = x.unflatten(2, (self.largest, -1)).transpose(1, 2).flatten(0, 1)
-        return x if self.regular else x[self._back]
-
-
-def regrouped(
-    prefix_of_row: Sequence[int], rows: Sequence[int], new_prefix_of_row: Sequence[int]
-) -> tuple[list[int], list[int]]:
-    """Where every row stands once some `rows` have moved to new prefixes.
-
-    Returns:
-        The old prefixes that are still in use, and for every row its prefix among those and, behind them, the new.
-    """
-    moved = dict(zip(rows, new_prefix_of_row, strict=True))
-    kept = sorted({prefix for row, prefix in enumerate(prefix_of_row) if row not in moved})
-    place = {old: new for new, old in enumerate(kept)}
-    after = [len(kept) + moved[row] if row in moved else place[prefix] for row, prefix in enumerate(prefix_of_row)]
-    return kept, after
-
-
-def used_by(prefix_of_row: Sequence[int], rows: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The prefixes that some rows, in the order given, continue, and for each of those rows its prefix among them."""
-    used = sorted({prefix_of_row[row] for row in rows})
-    place = {prefix: number for number, prefix in enumerate(used)}
-    return used, [place[prefix_of_row[row]] for row in rows]
+from ivideogpt.transformer.groups import Groups, regrouped, used_by
 
 
 class Prefixes(NamedTuple):
@@ -156,13 +96,13 @@ class BranchedCache:
     def _attend_to(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, later: Tensor | None) -> Tensor:
         """From queries (R,h,n,D) to the prefixes and to keys and values (R,h,u,D), but for those that come later."""
         queries = queries * queries.shape[-1] ** -0.5
-        shared = self.groups.scatter(self.groups.gather(queries) @ self.prefixes.keys[layer].transpose(-1, -2))
+        shared = self.groups.multiply(queries, self.prefixes.keys[layer].transpose(-1, -2))
         own = queries @ keys.transpose(-1, -2)  # (R, h, n, u)
         if later is not None:
             own = own.masked_fill(later, -torch.inf)
         weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         to_prefix, to_own = weights.split([self.prefix_length, keys.shape[2]], dim=-1)
-        seen = self.groups.scatter(self.groups.gather(to_prefix) @ self.prefixes.values[layer])
+        seen = self.groups.multiply(to_prefix, self.prefixes.values[layer])
         return seen + to_own @ values
 
     def advance(self, tokens: int) -> None:
