@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
 from ivideogpt.cli.main import main
-from ivideogpt.config import TokenizerTrainingConfig, TransformerTrainingConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
 from ivideogpt.training import checkpoint
+from ivideogpt.training.config import TokenizerTrainingConfig, TransformerTrainingConfig
 
 COMMANDS = ("tokenizer", "transformer")
 LENGTH = 8

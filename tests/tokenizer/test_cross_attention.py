@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ivideogpt.errors import ShapeError
 from ivideogpt.tokenizer.blocks import SelfAttention
-from ivideogpt.tokenizer.cross_attention import CrossAttention, resize_context_position
+from ivideogpt.tokenizer.cross_attention import CrossAttention, place_code, resize_context_position
 
 CHANNELS, SIZE, HEADS, GROUPS = 8, 4, 2, 4
 
@@ -116,3 +116,60 @@ def test_resized_positions_keep_the_newest_frames(old: int, new: int) -> None:
 def test_no_context_frame_is_refused() -> None:
     with pytest.raises(ShapeError, match="context_frames is 0; it must be at least 1"):
         resize_context_position(torch.zeros(6, CHANNELS), 1, 0)
+
+
+# Starting near
+
+
+def attention_weights(attention: CrossAttention, z: Tensor, maps: Tensor) -> Tensor:
+    """(B,C,H,W) with (B,t,C,H,W) -> (B, heads, t, HW, HW): of every context frame, query before key."""
+    keys, _ = attention.keys_values(maps)
+    rows = attention.query_norm(z).flatten(2).transpose(1, 2) + attention.query_position
+    queries = F.linear(rows, *(x[: z.shape[1]] for x in (attention.projection.weight, attention.projection.bias)))
+    queries = queries.unflatten(-1, (attention.heads, -1)).transpose(1, 2)
+    scores = queries @ keys.mT / math.sqrt(queries.shape[-1])
+    return scores.softmax(-1).unflatten(-1, (maps.shape[1], -1)).transpose(2, 3)
+
+
+@pytest.mark.parametrize(("channels", "size", "heads"), [(64, 8, 4), (96, 16, 4), (128, 16, 4), (512, 8, 4)])
+def test_near_every_place_looks_at_itself_in_the_newest_frame(channels: int, size: int, heads: int) -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(channels, size, 2, heads, 8, 0.0)
+    z, maps = torch.randn(2, channels, size, size), torch.randn(2, 2, channels, size, size)
+    before = attention_weights(attention, z, maps)[..., 1, :].diagonal(dim1=-2, dim2=-1).mean()
+    attention.look_near()
+    weights = attention_weights(attention, z, maps)
+    own = weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 1, 3))  # (t,)
+    assert own[1] > 0.75 and own[1] > 5 * own[0]
+    assert own[1] > 50 * before
+
+
+def test_near_adds_what_is_seen_but_for_the_places() -> None:
+    torch.manual_seed(0)
+    channels, size, groups = 64, 8, 8
+    attention = CrossAttention(channels, size, 1, 4, groups, 0.0)
+    attention.look_near()
+    z, maps = torch.randn(1, channels, size, size), torch.randn(1, 1, channels, size, size)
+    with torch.no_grad():
+        added = attention(torch.full_like(z, 50.0), attention.keys_values(maps)) - 50  # there SiLU is the identity
+    seen = F.group_norm(maps[0], groups)
+    likeness = F.cosine_similarity(added.flatten(1), seen.flatten(1))
+    assert likeness > 0.75  # 16 of 64 channels tell places
+
+
+def test_starting_from_zero_forgets_the_places() -> None:
+    attention = make_attention(2)
+    attention.look_near()
+    attention.reset_parameters()
+    assert not attention.query_position.any() and not attention.context_position.any()
+
+
+@pytest.mark.parametrize("waves", [1, 2, 4])
+@pytest.mark.parametrize("size", [4, 8, 16])
+def test_a_places_code_is_most_like_itself(size: int, waves: int) -> None:
+    code = place_code(size, waves)
+    likeness = code @ code.T
+    torch.testing.assert_close(likeness.diagonal(), torch.full((size**2,), 2.0 * waves))
+    others = likeness - torch.diag(torch.full((size**2,), torch.inf))
+    if waves > 1:
+        assert others.max() < 2 * waves - 0.25

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ivideogpt.config import TokenizerTrainingConfig, TransformerTrainingConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
+from ivideogpt.training.config import TokenizerTrainingConfig, TransformerTrainingConfig
 
 Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]

@@ -14,9 +14,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import TokenizerTrainingConfig, TransformerTrainingConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError
 from ivideogpt.training import checkpoint
+from ivideogpt.training.config import TokenizerTrainingConfig, TransformerTrainingConfig
 
 
 def tensors(value: float = 1.0) -> dict[str, Tensor]:

@@ -16,9 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import TrainingConfig, TransformerConfig
+from ivideogpt.config import TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError, InputError, OutputError
 from ivideogpt.training import checkpoint
+from ivideogpt.training.config import TrainingConfig
 from ivideogpt.training.loop import StepReport, prepare_run, train
 
 CPU = torch.device("cpu")

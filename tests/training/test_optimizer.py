@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer
-from ivideogpt.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
+from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
 PLACES: dict[str, Any] = {"data": Path("data"), "out": Path("out")}
@@ -41,6 +41,32 @@ def test_weight_decay_spares_codebooks_and_positions() -> None:
         if "position" in name or "embedding" in name:
             assert id(parameter) not in decayed, name
     assert id(model.dynamics_in.weight) in decayed and id(model.context_in.weight) in decayed
+
+
+def test_muon_takes_the_layers_between_hidden_features() -> None:
+    model = VideoTransformer.from_preset("nano", action_dim=2, reward=True)
+    groups = make_optimizer(model, config(optimizer="muon", weight_decay=0.01)).param_groups
+    orthogonal = {id(p): group["orthogonal"] for group in groups for p in group["params"]}
+    decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    assert len(orthogonal) == len(list(model.parameters()))
+    for name, parameter in model.named_parameters():
+        hidden = name.startswith("layers.") and "norm" not in name
+        assert orthogonal[id(parameter)] == hidden, name
+        layer = hidden or name in {"head.weight", "action_in.weight", "reward_head.weight"}
+        assert decay[id(parameter)] == (0.01 if layer else 0.0), name
+
+
+def test_muon_leaves_pixels_codes_and_positions_to_adamw() -> None:
+    model = CompressiveTokenizer.from_preset("nano-64")
+    groups = make_optimizer(model, config(optimizer="muon")).param_groups
+    orthogonal = {id(p) for group in groups if group["orthogonal"] for p in group["params"]}
+    taken = {name for name, p in model.named_parameters() if id(p) in orthogonal}
+    for name in ("context_encoder.conv_in", "prediction_decoder.conv_out", "context_in", "dynamics_out"):
+        assert f"{name}.weight" not in taken, name
+    assert not any("position" in name or "norm" in name or name.endswith("bias") for name in taken)
+    assert sum(p.numel() for p in model.parameters() if id(p) in orthogonal) > 0.9 * sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_frozen_weights_are_left_out() -> None:

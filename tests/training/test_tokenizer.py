@@ -85,6 +85,22 @@ def test_a_model_to_fine_tune(tmp_path: Path, tokenizer_settings: Settings) -> N
         make_tokenizer(tokenizer_settings(start_from=str(tmp_path / "start"), quantizer="fsq"))
 
 
+def positions(tokenizer: CompressiveTokenizer) -> Tensor:
+    return torch.cat([weight.flatten() for name, weight in tokenizer.named_parameters() if "position" in name])
+
+
+def test_attention_starts_near_unless_it_was_learned(tmp_path: Path, tokenizer_settings: Settings) -> None:
+    assert positions(make_tokenizer(tokenizer_settings(preset="nano-64"))).any()
+    assert not positions(make_tokenizer(tokenizer_settings(preset="nano-64", attention_start="zero"))).any()
+    start = CompressiveTokenizer.from_preset("nano-64")
+    hub.save(tmp_path / "start", hub.Checkpoint(tokenizer=(start.config, dict(start.state_dict()))))
+    assert not positions(make_tokenizer(tokenizer_settings(start_from=str(tmp_path / "start")))).any()
+    anew = make_tokenizer(tokenizer_settings(start_from=str(tmp_path / "start"), attention_start="near"))
+    assert positions(anew).any()
+    kept = {name: weight for name, weight in start.state_dict().items() if ".cross." not in name}
+    assert same(kept, {name: weight for name, weight in anew.state_dict().items() if name in kept})
+
+
 def test_what_cannot_be_a_start(tmp_path: Path, tokenizer_settings: Settings) -> None:
     with pytest.raises(ConfigError, match=r"preset is 'oxe-64' and start_from is .*Give one of the two"):
         make_tokenizer(tokenizer_settings(preset="oxe-64", start_from=str(tmp_path / "start")))
@@ -238,7 +254,7 @@ def test_frozen_codebooks_stay_and_the_rest_learns(
     "changes",
     [
         {"revive_every": 2, "ema": 0.9, "accumulate": 2, "augment": "standard"},
-        {"quantizer": "fsq", "goal": True, "context_frames": 1},
+        {"quantizer": "fsq", "goal": True, "context_frames": 1, "optimizer": "muon"},
         {"precision": "bf16", "workers": 1},
     ],
 )

@@ -255,7 +255,7 @@ def test_settings_that_contradict_each_other(transformer_settings: Settings) -> 
     "changes",
     [
         {"ema": 0.9, "augment": "strong", "accumulate": 2},
-        {"cache_tokens": 5, "rewards": True, "reward_symlog": True},
+        {"cache_tokens": 5, "rewards": True, "reward_symlog": True, "optimizer": "muon"},
         {"precision": "bf16", "workers": 1},
     ],
 )

@@ -16,10 +16,10 @@ import torch
 
 from ivideogpt.benchmarks.reference import PlainTransformerLearner, plain_twin
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
-from ivideogpt.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.data.loader import Batch
 from ivideogpt.devices import wants_bf16
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import Learner, SampleT, StepReport, train
 from ivideogpt.training.tokenizer import TokenizerLearner
 from ivideogpt.training.tokens import TokenBatch

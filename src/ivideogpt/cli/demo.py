@@ -100,8 +100,8 @@ def _imagine(options: Options) -> tuple[dict[str, Any], list[Section]]:
 
 def _fine_tune(options: Options) -> dict[str, Any]:
     """Train the model's transformer further on new episodes until the time is up."""
-    from ivideogpt.config import TransformerTrainingConfig
     from ivideogpt.envs.record import record_episodes
+    from ivideogpt.training.config import TransformerTrainingConfig
     from ivideogpt.training.loop import StepReport
     from ivideogpt.training.run import train_transformer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ivideogpt.cli.console import tell
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
-from ivideogpt.config import TokenizerTrainingConfig
+from ivideogpt.training.config import TokenizerTrainingConfig
 
 
 class Options(TokenizerTrainingConfig):

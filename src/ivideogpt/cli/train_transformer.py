@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
-from ivideogpt.config import TransformerTrainingConfig
+from ivideogpt.training.config import TransformerTrainingConfig
 
 
 class Options(TransformerTrainingConfig):

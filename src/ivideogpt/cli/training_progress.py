@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ivideogpt.cli.console import Progress, finish, progress, report, tell
-from ivideogpt.config import TrainingConfig, TransformerTrainingConfig
+from ivideogpt.training.config import TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import CacheReport
 

@@ -219,6 +219,17 @@ class CompressiveTokenizer(nn.Module):
         weight = self.context_in.weight
         return other.to(device=weight.device, dtype=weight.dtype).train(self.training)
 
+    def start_attention(self, *, near: bool) -> None:
+        """Start every cross-attention anew: `near`, see `CrossAttention.look_near`, or from zero, as in the paper.
+
+        Draws with torch's global generator. What the rest of the model had learned stays, and has to adapt.
+        """
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                module.reset_parameters()
+                if near:
+                    module.look_near()
+
     def prepared(self, precision: Precision, calibration: Tensor | None = None) -> CompressiveTokenizer:
         """A copy for use without gradients, laid out in memory for fast convolutions.
 

@@ -5,6 +5,8 @@ Shapes: B contexts, t context frames, F future frames a context, C channels, H a
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,10 @@ KeysValues = tuple[Tensor, Tensor]
 """Keys and values of one context, each (B, heads, t*H*W, D): computed once, used for every future frame."""
 
 _CROSS_NORM_EPS = 1e-5
+_PLACE_AMPLITUDE = 4.0  # how far places stand out from what is seen there, which has a standard deviation of 1
+_PLACE_SHARPNESS = 6.0  # attention logit of one cosine of the place code where query and key are at the same place
+_PLACE_WAVES = 4  # most cosines a direction; more tell places apart no better
+_AGE_FADING = 0.8  # of the places from one context frame to the one before it, so that the newest is looked at most
 
 
 class CrossAttention(nn.Module):
@@ -29,9 +35,43 @@ class CrossAttention(nn.Module):
         self.context_position = nn.Parameter(torch.zeros(context_frames * size * size, channels))
         self.projection = nn.Linear(channels, 3 * channels)  # query, key and value, packed
         self.output = nn.Linear(channels, channels)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Random projections, and positions that tell no place from another."""
+        for norm in (self.query_norm, self.context_norm):
+            norm.reset_parameters()
+        for position in (self.query_position, self.context_position):
+            nn.init.zeros_(position)
         nn.init.xavier_uniform_(self.projection.weight)
+        self.output.reset_parameters()
         for bias in (self.projection.bias, self.output.bias):
             nn.init.zeros_(bias)
+
+    @torch.no_grad()
+    def look_near(self) -> None:
+        """Start with every place looking at itself in the newest context frame, and adding what it sees there.
+
+        From zero, positions find out very slowly that a place is best foretold by the same place before. Place codes
+        are waves in a random subspace (drawn with torch's global generator) that queries and keys read and that values
+        do not, so what is added is the normalized context map but for that subspace. Heads of fewer than 4 channels
+        have no room for a code and start without places.
+        """
+        channels, per_head = len(self.output.weight), len(self.output.weight) // self.heads
+        waves = min(_PLACE_WAVES, per_head // 4)
+        code = place_code(self.size, waves)  # (HW, 4 * waves)
+        subspace = nn.init.orthogonal_(torch.empty(channels, code.shape[1]))
+        places = _PLACE_AMPLITUDE * code @ subspace.T
+        frames = len(self.context_position) // len(places)
+        self.query_position.copy_(places)
+        fading = [_AGE_FADING**age for age in reversed(range(frames))]
+        self.context_position.copy_(torch.cat([factor * places for factor in fading]))
+        scale = math.sqrt(_PLACE_SHARPNESS * math.sqrt(per_head)) / _PLACE_AMPLITUDE
+        for rows in self.projection.weight[: 2 * channels].split(per_head):
+            rows[: code.shape[1]] = scale * subspace.T
+        self.projection.weight[2 * channels :] = torch.eye(channels) - subspace @ subspace.T
+        nn.init.eye_(self.output.weight)
 
     def keys_values(self, maps: Tensor) -> KeysValues:
         """Context maps (B,t,C,H,W), oldest frame first -> keys and values (B,heads,t*H*W,D).
@@ -62,6 +102,19 @@ class CrossAttention(nn.Module):
 
     def _split_heads(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+def place_code(size: int, waves: int) -> Tensor:
+    """Codes (size*size, 4*waves) of the places of a square map, in reading order: waves along its rows and columns.
+
+    The inner product of two codes is largest, 2 * waves, for a place with itself, and falls off in every direction.
+    """
+    slowest, fastest = math.pi / size, 0.75 * math.pi
+    frequencies = torch.logspace(math.log10(slowest), math.log10(fastest), waves)
+    angles = torch.arange(size)[:, None] * frequencies
+    line = torch.cat([angles.cos(), angles.sin()], dim=1)  # (size, 2 * waves)
+    rows, columns = line[:, None].expand(-1, size, -1), line[None].expand(size, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def resize_context_position(position: Tensor, old_frames: int, new_frames: int) -> Tensor:

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ivideogpt import hub
-from ivideogpt.config import TrainingConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError
 from ivideogpt.files import folder_written_atomically, mend_folder, remove, write_text_atomically
+from ivideogpt.training.config import TrainingConfig
 
 CONFIG_FILE = "training.json"
 _STATE_FILE = "state.safetensors"

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import TrainingConfig
 from ivideogpt.errors import ConfigError, InputError
 from ivideogpt.files import require_free_output
 from ivideogpt.training import checkpoint
+from ivideogpt.training.config import TrainingConfig
 from ivideogpt.training.log import RunLog
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
 

@@ -1,4 +1,4 @@
-"""AdamW with the paper's parameter groups, its learning-rate schedules, and the moving average of the weights."""
+"""AdamW with the paper's parameter groups, or Muon; learning-rate schedules; the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -9,22 +9,37 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ivideogpt.config import TrainingConfig
+from ivideogpt.training.config import TrainingConfig
+from ivideogpt.training.muon import Muon
+
+_FEWEST_HIDDEN = 16  # channels in and out of a layer that Muon takes; fewer are pixels, codes, actions or rewards
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW, betas 0.9 and 0.999; weight decay on the weights of linear and convolution layers only."""
-    decayed = {
-        module.weight
-        for module in model.modules()
+    """AdamW, betas 0.9 and 0.999; weight decay on the weights of linear and convolution layers only.
+
+    With Muon, layers between hidden features take its steps; what reads or writes codes, pixels, actions and rewards,
+    and everything that is no matrix, those of AdamW.
+    """
+    layers = {
+        module.weight: name
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad
     }
+    muon = config.optimizer == "muon"
     trained = [p for p in model.parameters() if p.requires_grad]
+    orthogonal = {p for p in trained if muon and p in layers and _is_hidden(p, layers[p])}
     groups = [
-        {"params": [p for p in trained if p in decayed], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p not in decayed], "weight_decay": 0.0},
+        {"params": [p for p in trained if p in orthogonal], "weight_decay": config.weight_decay, "orthogonal": True},
+        {"params": [p for p in trained if p in layers and p not in orthogonal], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p not in layers], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.999))
+    kept = [{"orthogonal": False, **group} for group in groups if group["params"]]
+    return (Muon if muon else torch.optim.AdamW)(kept, lr=config.learning_rate, betas=(0.9, 0.999))
+
+
+def _is_hidden(weight: Tensor, layer: str) -> bool:
+    return layer != "head" and min(weight.shape[:2]) >= _FEWEST_HIDDEN
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:

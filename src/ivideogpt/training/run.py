@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ivideogpt.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.data.augment import NONE, STANDARD, STRONG
 from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
 from ivideogpt.data.segment import SegmentSpec
@@ -18,6 +17,7 @@ from ivideogpt.data.sources.npz import NpzFolder
 from ivideogpt.devices import choose_device, wants_bf16
 from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import Batches, StepReport, prepare_run, train
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ivideogpt import hub
-from ivideogpt.config import TokenizerTrainingConfig
 from ivideogpt.data.loader import Batch
 from ivideogpt.errors import ConfigError
 from ivideogpt.presets import tokenizer_preset
@@ -27,6 +26,7 @@ from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
+from ivideogpt.training.config import TokenizerTrainingConfig
 from ivideogpt.training.loop import require_one_start
 
 _DEFAULT_PRESET = "nano-64"
@@ -41,23 +41,34 @@ def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
         CheckpointError: the model to fine-tune cannot be loaded.
     """
     require_one_start(config.preset, config.start_from)
-    if config.start_from is not None:
-        tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
-        if config.quantizer not in (None, tokenizer.config.quantizer):
-            raise ConfigError(
-                f"quantizer is {config.quantizer!r}; the model {config.start_from} has {tokenizer.config.quantizer!r}, "
-                "and fine-tuning keeps it. Leave quantizer out, or start from random weights."
-            )
-        wanted = config.context_frames or tokenizer.config.context_frames
-        return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        tokenizer = _random_tokenizer(config) if config.start_from is None else _learned_tokenizer(config)
+        start = config.attention_start or ("near" if config.start_from is None else None)
+        if start is not None:
+            tokenizer.start_attention(near=start == "near")
+    return tokenizer
+
+
+def _learned_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
+    assert config.start_from is not None, "there is a model to fine-tune"
+    tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
+    if config.quantizer not in (None, tokenizer.config.quantizer):
+        raise ConfigError(
+            f"quantizer is {config.quantizer!r}; the model {config.start_from} has {tokenizer.config.quantizer!r}, "
+            "and fine-tuning keeps it. Leave quantizer out, or start from random weights."
+        )
+    wanted = config.context_frames or tokenizer.config.context_frames
+    return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
+
+
+def _random_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
     preset, changes = config.preset or _DEFAULT_PRESET, dict[str, object]()
     if config.context_frames is not None:
         changes["context_frames"] = config.context_frames
     if config.quantizer is not None and config.quantizer != tokenizer_preset(preset).quantizer:
         changes |= _QUANTIZERS[config.quantizer]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return CompressiveTokenizer.from_preset(preset, **changes)
+    return CompressiveTokenizer.from_preset(preset, **changes)
 
 
 _QUANTIZERS: dict[str, dict[str, object]] = {

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import SamplingConfig, TransformerConfig, TransformerTrainingConfig
+from ivideogpt.config import SamplingConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.config import TransformerTrainingConfig
 from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.loop import require_one_start
 from ivideogpt.training.tokens import TokenBatch
