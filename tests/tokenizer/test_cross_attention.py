@@ -131,30 +131,34 @@ def attention_weights(attention: CrossAttention, z: Tensor, maps: Tensor) -> Ten
     return scores.softmax(-1).unflatten(-1, (maps.shape[1], -1)).transpose(2, 3)
 
 
-@pytest.mark.parametrize(("channels", "size", "heads"), [(64, 8, 4), (96, 16, 4), (128, 16, 4), (512, 8, 4)])
+@pytest.mark.parametrize(
+    ("channels", "size", "heads"),
+    [(64, 8, 4), (64, 16, 4), (96, 8, 4), (96, 16, 4), (512, 16, 4), (16, 4, 1), (768, 32, 4)],
+)
 def test_near_every_place_looks_at_itself_in_the_newest_frame(channels: int, size: int, heads: int) -> None:
     torch.manual_seed(0)
     attention = CrossAttention(channels, size, 2, heads, 8, 0.0)
     z, maps = torch.randn(2, channels, size, size), torch.randn(2, 2, channels, size, size)
-    before = attention_weights(attention, z, maps)[..., 1, :].diagonal(dim1=-2, dim2=-1).mean()
+    before = attention_weights(attention, z, maps)[:, :, 1].diagonal(dim1=-2, dim2=-1).mean()
     attention.look_near()
     weights = attention_weights(attention, z, maps)
     own = weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 1, 3))  # (t,)
-    assert own[1] > 0.75 and own[1] > 5 * own[0]
-    assert own[1] > 50 * before
+    assert own[1] > 0.6 and own[1] > 5 * own[0]
+    assert own[1] > 15 * before
 
 
-def test_near_adds_what_is_seen_but_for_the_places() -> None:
+@pytest.mark.parametrize(("channels", "heads"), [(64, 4), (16, 1)])
+def test_near_adds_what_is_seen_but_for_the_places(channels: int, heads: int) -> None:
     torch.manual_seed(0)
-    channels, size, groups = 64, 8, 8
-    attention = CrossAttention(channels, size, 1, 4, groups, 0.0)
+    size, groups = 8, 8
+    attention = CrossAttention(channels, size, 1, heads, groups, 0.0)
     attention.look_near()
     z, maps = torch.randn(1, channels, size, size), torch.randn(1, 1, channels, size, size)
     with torch.no_grad():
         added = attention(torch.full_like(z, 50.0), attention.keys_values(maps)) - 50  # there SiLU is the identity
     seen = F.group_norm(maps[0], groups)
     likeness = F.cosine_similarity(added.flatten(1), seen.flatten(1))
-    assert likeness > 0.75  # 16 of 64 channels tell places
+    assert likeness > 0.5  # up to half of the channels tell places
 
 
 def test_starting_from_zero_forgets_the_places() -> None:

@@ -20,7 +20,7 @@ def steps(optimizer: torch.optim.Optimizer, weight: nn.Parameter, gradients: Ten
     return weight.detach()
 
 
-@pytest.mark.parametrize("shape", [(24, 40), (40, 24), (32, 32)])
+@pytest.mark.parametrize("shape", [(24, 40), (40, 24)])
 def test_singular_values_become_about_one(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalized(torch.randn(shape)))

@@ -14,6 +14,7 @@ from ivideogpt import CompressiveTokenizer, VideoTransformer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
 
+CODE_LAYERS = ("context_in", "context_out", "dynamics_in", "dynamics_out")
 PLACES: dict[str, Any] = {"data": Path("data"), "out": Path("out")}
 
 
@@ -43,8 +44,9 @@ def test_weight_decay_spares_codebooks_and_positions() -> None:
     assert id(model.dynamics_in.weight) in decayed and id(model.context_in.weight) in decayed
 
 
-def test_muon_takes_the_layers_between_hidden_features() -> None:
-    model = VideoTransformer.from_preset("nano", action_dim=2, reward=True)
+@pytest.mark.parametrize("action_dim", [2, 16])
+def test_muon_takes_the_layers_between_hidden_features(action_dim: int) -> None:
+    model = VideoTransformer.from_preset("nano", action_dim=action_dim, reward=True)
     groups = make_optimizer(model, config(optimizer="muon", weight_decay=0.01)).param_groups
     orthogonal = {id(p): group["orthogonal"] for group in groups for p in group["params"]}
     decay = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
@@ -56,15 +58,16 @@ def test_muon_takes_the_layers_between_hidden_features() -> None:
         assert decay[id(parameter)] == (0.01 if layer else 0.0), name
 
 
-def test_muon_leaves_pixels_codes_and_positions_to_adamw() -> None:
-    model = CompressiveTokenizer.from_preset("nano-64")
+@pytest.mark.parametrize("changes", [{}, {"quantizer": "vq", "context_levels": (), "dynamics_levels": ()}])
+def test_muon_leaves_pixels_codes_and_positions_to_adamw(changes: dict[str, Any]) -> None:
+    model = CompressiveTokenizer.from_preset("nano-64", **changes)
     groups = make_optimizer(model, config(optimizer="muon")).param_groups
     orthogonal = {id(p) for group in groups if group["orthogonal"] for p in group["params"]}
     taken = {name for name, p in model.named_parameters() if id(p) in orthogonal}
-    for name in ("context_encoder.conv_in", "prediction_decoder.conv_out", "context_in", "dynamics_out"):
+    for name in ("context_encoder.conv_in", "prediction_decoder.conv_out", *CODE_LAYERS):
         assert f"{name}.weight" not in taken, name
     assert not any("position" in name or "norm" in name or name.endswith("bias") for name in taken)
-    assert sum(p.numel() for p in model.parameters() if id(p) in orthogonal) > 0.9 * sum(
+    assert sum(p.numel() for p in model.parameters() if id(p) in orthogonal) > 0.8 * sum(
         p.numel() for p in model.parameters()
     )
 

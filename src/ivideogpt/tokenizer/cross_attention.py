@@ -55,11 +55,11 @@ class CrossAttention(nn.Module):
 
         From zero, positions find out very slowly that a place is best foretold by the same place before. Place codes
         are waves in a random subspace (drawn with torch's global generator) that queries and keys read and that values
-        do not, so what is added is the normalized context map but for that subspace. Heads of fewer than 4 channels
-        have no room for a code and start without places.
+        do not, so what is added is the normalized context map but for that subspace. Heads of fewer than 16 channels
+        find the place roughly, of fewer than 4 not at all.
         """
         channels, per_head = len(self.output.weight), len(self.output.weight) // self.heads
-        waves = min(_PLACE_WAVES, per_head // 4)
+        waves = min(_PLACE_WAVES, per_head // 4, channels // 8)
         code = place_code(self.size, waves)  # (HW, 4 * waves)
         subspace = nn.init.orthogonal_(torch.empty(channels, code.shape[1]))
         places = _PLACE_AMPLITUDE * code @ subspace.T

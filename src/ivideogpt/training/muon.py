@@ -1,7 +1,7 @@
 """Muon: hidden weights step along their orthogonalized momentum, all others as in AdamW.
 
 Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the size of a step is that of AdamW (Liu
-et al., Muon is Scalable for LLM Training, 2025), so one learning rate serves both.
+et al., Muon is Scalable for LLM Training, 2025), so the two share a learning rate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix (n, m) with all its singular values brought to about 1 (0.5 to 1.5), by Newton-Schulz in bf16."""
+    """The matrix (n, m) with its singular values brought to about 1, by Newton-Schulz in bf16.
+
+    Those above a five-hundredth of the matrix's norm come to 0.7 to 1.2; smaller ones stay smaller.
+    """
     a, b, c = _COEFFICIENTS
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     x = wide.bfloat16()

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from ivideogpt.training.config import TrainingConfig
 from ivideogpt.training.muon import Muon
 
-_FEWEST_HIDDEN = 16  # channels in and out of a layer that Muon takes; fewer are pixels, codes, actions or rewards
+_OUTERMOST = {"head", "action_in", "reward_head", "conv_in", "conv_out"} | {
+    f"{part}_{side}" for part in ("context", "dynamics") for side in ("in", "out")
+}  # layers that read or write codes, pixels, latent maps, actions and rewards
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW, betas 0.9 and 0.999; weight decay on the weights of linear and convolution layers only.
 
-    With Muon, layers between hidden features take its steps; what reads or writes codes, pixels, actions and rewards,
-    and everything that is no matrix, those of AdamW.
+    With Muon, layers between hidden features take its steps; the outermost layers and everything that is no matrix,
+    those of AdamW.
     """
     layers = {
         module.weight: name
@@ -28,7 +30,7 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     }
     muon = config.optimizer == "muon"
     trained = [p for p in model.parameters() if p.requires_grad]
-    orthogonal = {p for p in trained if muon and p in layers and _is_hidden(p, layers[p])}
+    orthogonal = {p for p in trained if muon and p in layers and layers[p].rpartition(".")[2] not in _OUTERMOST}
     groups = [
         {"params": [p for p in trained if p in orthogonal], "weight_decay": config.weight_decay, "orthogonal": True},
         {"params": [p for p in trained if p in layers and p not in orthogonal], "weight_decay": config.weight_decay},
@@ -36,10 +38,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Adam
     ]
     kept = [{"orthogonal": False, **group} for group in groups if group["params"]]
     return (Muon if muon else torch.optim.AdamW)(kept, lr=config.learning_rate, betas=(0.9, 0.999))
-
-
-def _is_hidden(weight: Tensor, layer: str) -> bool:
-    return layer != "head" and min(weight.shape[:2]) >= _FEWEST_HIDDEN
 
 
 def learning_rate(step: int, config: TrainingConfig) -> float:
