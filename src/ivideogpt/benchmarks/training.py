@@ -157,6 +157,7 @@ def _steps(learner: Learner[SampleT], contest: _Contest[SampleT], device: torch.
 
 @torch.no_grad()
 def _loss_difference(one: Learner[SampleT], other: Learner[SampleT], batch: SampleT) -> float:
-    """Relative difference of the summed losses of two learners."""
+    """Relative difference of the summed losses of two learners, without dropout, which draws anew at every call."""
+    one.model.eval(), other.model.eval()
     first, second = (sum(float(x) for x in way.losses(batch, 0).values()) for way in (one, other))
     return abs(first - second) / max(abs(second), 1e-9)
