@@ -132,10 +132,15 @@ def attention_weights(attention: CrossAttention, z: Tensor, maps: Tensor) -> Ten
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "heads"),
-    [(64, 8, 4), (64, 16, 4), (96, 8, 4), (96, 16, 4), (512, 16, 4), (16, 4, 1), (768, 32, 4)],
+    ("channels", "size", "heads", "share"),
+    [
+        *[(64, 8, 4, 0.6), (64, 16, 4, 0.6), (96, 8, 4, 0.6), (96, 16, 4, 0.6), (512, 16, 4, 0.6), (768, 32, 4, 0.6)],
+        *[(16, 4, 1, 0.6), (32, 16, 4, 0.2)],  # fewer waves
+    ],
 )
-def test_near_every_place_looks_at_itself_in_the_newest_frame(channels: int, size: int, heads: int) -> None:
+def test_near_every_place_looks_at_itself_in_the_newest_frame(
+    channels: int, size: int, heads: int, share: float
+) -> None:
     torch.manual_seed(0)
     attention = CrossAttention(channels, size, 2, heads, 8, 0.0)
     z, maps = torch.randn(2, channels, size, size), torch.randn(2, 2, channels, size, size)
@@ -143,8 +148,18 @@ def test_near_every_place_looks_at_itself_in_the_newest_frame(channels: int, siz
     attention.look_near()
     weights = attention_weights(attention, z, maps)
     own = weights.diagonal(dim1=-2, dim2=-1).mean(dim=(0, 1, 3))  # (t,)
-    assert own[1] > 0.6 and own[1] > 5 * own[0]
+    assert own[1] > share and own[1] > 2 * own[0]
     assert own[1] > 15 * before
+
+
+def test_near_in_heads_too_narrow_for_places_adds_the_mean() -> None:
+    torch.manual_seed(0)
+    attention = CrossAttention(8, 8, 2, 4, 4, 0.0)  # heads of two channels
+    attention.look_near()
+    assert not attention.query_position.any() and not attention.context_position.any()
+    z, maps = torch.randn(1, 8, 8, 8), torch.randn(1, 2, 8, 8, 8)
+    weights = attention_weights(attention, z, maps)
+    assert weights.min() > 0 and weights.max() < 0.2
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(64, 4), (16, 1)])

@@ -55,8 +55,9 @@ class CrossAttention(nn.Module):
 
         From zero, positions find out very slowly that a place is best foretold by the same place before. Place codes
         are waves in a random subspace (drawn with torch's global generator) that queries and keys read and that values
-        do not, so what is added is the normalized context map but for that subspace. Heads of fewer than 16 channels
-        find the place roughly, of fewer than 4 not at all.
+        do not, so what is added is the normalized context map but for that subspace. Fewer than 32 channels, or heads
+        of fewer than 16, find the place roughly; with fewer than 8, or heads of fewer than 4, there are no places, and
+        what is added is about the mean of the context.
         """
         channels, per_head = len(self.output.weight), len(self.output.weight) // self.heads
         waves = min(_PLACE_WAVES, per_head // 4, channels // 8)

@@ -35,7 +35,8 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay; never on embeddings, norms and biases."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, the paper's, or muon, which learned the small models in far fewer steps (benchmarks/README.md)."""
+    """adamw, the paper's, or muon, which learned the small models in fewer steps (benchmarks/README.md). A
+    discriminator steps by AdamW either way."""
     clip: float = Field(1.0, gt=0)
     """Largest gradient norm."""
     ema: float = Field(0.0, ge=0, lt=1)

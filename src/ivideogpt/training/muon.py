@@ -1,7 +1,7 @@
 """Muon: hidden weights step along their orthogonalized momentum, all others as in AdamW.
 
 Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024; the size of a step is that of AdamW (Liu
-et al., Muon is Scalable for LLM Training, 2025), so the two share a learning rate.
+et al., Muon is Scalable for LLM Training, 2025), so learning rates have the same scale.
 """
 
 from __future__ import annotations
