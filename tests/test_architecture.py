@@ -20,7 +20,7 @@ FLOORS = (
     ("sequence",),
     ("data",),
     ("config",),
-    ("presets",),
+    ("presets", "states"),
     ("official",),
     ("hub",),
     ("tokenizer", "transformer"),

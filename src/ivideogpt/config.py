@@ -35,6 +35,51 @@ class Config(BaseModel):
             raise ConfigError(f"{field} is {first['input']!r}: {first['msg']}.") from refusal
 
 
+class StateConfig(Config):
+    """What the columns of a state mean, and how they become features of about unit size (`states.py`).
+
+    A state is any row of S numbers about a frame: poses, joint angles, contacts.
+    """
+
+    names: tuple[str, ...] = ()
+    """Name of each column; empty where the columns have none."""
+    angles: tuple[int, ...] = ()
+    """Columns that are angles in radians, rising; such a column becomes its cosine and its sine."""
+    mean: tuple[float, ...] = Field(min_length=1)
+    """Mean of each column; not used for an angle."""
+    std: tuple[float, ...]
+    """Standard deviation of each column; not used for an angle."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StateConfig:
+        if len(self.std) != self.size or len(self.names) not in (0, self.size):
+            raise ConfigError(
+                f"a state has {self.size} means, {len(self.std)} standard deviations and {len(self.names)} names; "
+                "give one of each for every column, or no names at all."
+            )
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ConfigError(f"mean is {self.mean}; the means of a state must be finite.")
+        if not all(math.isfinite(value) and value > 0 for value in self.std):
+            raise ConfigError(f"std is {self.std}; the standard deviations of a state must be finite and above 0.")
+        if len(set(self.names)) < len(self.names):
+            raise ConfigError(f"names is {self.names}; no two columns of a state may have one name.")
+        if list(self.angles) != sorted({column for column in self.angles if 0 <= column < self.size}):
+            raise ConfigError(
+                f"angles is {self.angles}; they must be columns of the state, 0..{self.size - 1}, rising, each once."
+            )
+        return self
+
+    @property
+    def size(self) -> int:
+        """Columns S of a state."""
+        return len(self.mean)
+
+    @property
+    def features(self) -> int:
+        """Features D that a state becomes: a column each, but two for an angle."""
+        return self.size + len(self.angles)
+
+
 class TokenizerConfig(Config):
     """Shape of the compressive tokenizer (paper section 3.1 and appendix A.1)."""
 
@@ -75,6 +120,8 @@ class TokenizerConfig(Config):
     """fsq only: levels of each latent dimension of a context token."""
     dynamics_levels: tuple[int, ...] = ()
     """fsq only: levels of each latent dimension of a dynamics token."""
+    state: StateConfig | None = None
+    """The state that is read off a frame's codes; None: no state."""
 
     @model_validator(mode="after")
     def _check(self) -> TokenizerConfig:
@@ -164,6 +211,8 @@ class TransformerConfig(Config):
     """Whether a reward is predicted on arriving at each future frame."""
     reward_symlog: bool = False
     """Whether the reward head was trained on symlog(reward); predictions are then given back in reward units."""
+    state: StateConfig | None = None
+    """The state that is predicted for each future frame; None: no state."""
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:

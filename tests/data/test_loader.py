@@ -36,9 +36,15 @@ class Episodes:
         return self.episodes[index]
 
 
+def counting(length: int) -> np.ndarray:
+    """States (length, 3) that tell the number of their frame."""
+    return np.repeat(np.arange(length, dtype=np.float32), 3).reshape(length, 3)
+
+
 def assert_equal(one: Batch, other: Batch) -> None:
-    for name in ("frames", "actions", "rewards", "mask"):
-        assert torch.equal(getattr(one, name), getattr(other, name))
+    for name in ("frames", "actions", "rewards", "mask", "states"):
+        ours, theirs = getattr(one, name), getattr(other, name)
+        assert ours is theirs is None or torch.equal(ours, theirs)
 
 
 @given(count=st.integers(2, 500), every=st.integers(2, 150), seed=st.integers(0, 10_000))
@@ -84,6 +90,30 @@ def test_frames_actions_and_rewards_stay_together(make_episode: MakeEpisode) -> 
     assert torch.equal(batch.actions[..., 0], number)
     assert batch.rewards is not None
     assert torch.equal(batch.rewards, number)
+
+
+def test_states_come_where_they_are_asked_for(tmp_path: Path, make_episode: MakeEpisode) -> None:
+    write_episode(tmp_path / "0.npz", make_episode(length=30, states=counting(30)))
+    write_episode(tmp_path / "1.npz", make_episode(length=6, states=counting(6)))
+    source = NpzFolder(tmp_path)
+    assert SegmentLoader(source, [0, 1], SPEC, 8, 2, seed=0).batch_at(0).states is None
+    loader = SegmentLoader(source, [0, 1], SPEC, 8, batch_size=8, seed=0, augment=STANDARD, states=True)
+    batch = loader.batch_at(0)
+    assert batch.states is not None and batch.states.dtype == torch.float32 and batch.states.shape == (8, 5, 3)
+    assert batch.rewards is not None
+    assert torch.equal(batch.states, batch.rewards[..., None].expand(-1, -1, 3))
+    assert_equal(batch, batch.to("cpu"))
+    helped = SegmentLoader(source, [0, 1], SPEC, 8, batch_size=8, seed=0, augment=STANDARD, workers=1, states=True)
+    assert_equal(next(helped.iterate()), batch)
+
+
+def test_episodes_whose_states_differ_matter_only_where_they_are_asked_for(make_episode: MakeEpisode) -> None:
+    states = [np.zeros((20, 2), np.float32), np.zeros((20, 3), np.float32), None]
+    source = Episodes(*(make_episode(states=values) for values in states))
+    SegmentLoader(source, [0, 1, 2], SPEC, 8, batch_size=16, seed=0).batch_at(0)
+    for indices, sizes in (([0, 1], "2 and 3"), ([0, 2], "2 and none")):
+        with pytest.raises(EpisodeError, match=rf"states differ .*states per frame: {sizes}"):
+            SegmentLoader(source, indices, SPEC, 8, batch_size=16, seed=0, states=True).batch_at(0)
 
 
 def test_plain_video(make_episode: MakeEpisode) -> None:

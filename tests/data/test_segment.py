@@ -121,7 +121,8 @@ def test_refuses_specs(fields: dict[str, Any], message: str) -> None:
 
 def test_cut_takes_what_was_recorded_at_the_chosen_frames(make_episode: MakeEpisode) -> None:
     choice = first_frames(SegmentSpec(4, 1, step_size=3), 20)
-    segment = cut_segment(make_episode(), choice, resolution=8)
+    states = np.repeat(np.arange(20, dtype=np.float32), 3).reshape(20, 3)
+    segment = cut_segment(make_episode(states=states), choice, resolution=8)
     assert segment.frames.shape == (4, 3, 8, 8)
     assert segment.frames.dtype == torch.uint8
     assert segment.frames[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
@@ -129,6 +130,8 @@ def test_cut_takes_what_was_recorded_at_the_chosen_frames(make_episode: MakeEpis
     assert segment.actions.tolist() == [[0, 0], [3, 3], [6, 6], [9, 9]]
     assert segment.rewards is not None
     assert segment.rewards.tolist() == [0, 3, 6, 9]
+    assert segment.states is not None
+    assert segment.states.tolist() == [[0] * 3, [3] * 3, [6] * 3, [9] * 3]
     assert segment.mask.all()
 
 
@@ -138,6 +141,7 @@ def test_cut_of_plain_video_at_its_own_size(make_episode: MakeEpisode) -> None:
     assert segment.frames.shape == (4, 3, 6, 10)
     assert segment.actions is None
     assert segment.rewards is None
+    assert segment.states is None
 
 
 def test_fit_crops_the_middle_and_resizes() -> None:

@@ -24,7 +24,7 @@ class Episode:
         actions: (T, A) float32, finite; `actions[j]` is taken at frame j, on the way to frame j + 1, so the
             last row is unused. None for plain video.
         rewards: (T,) float32, finite; `rewards[j]` is received on arriving at frame j, so the first is 0.
-        states: (T, S) float32, the simulator's truth, for evaluation only.
+        states: (T, S) float32, finite; the truth about objects or the robot at each frame, for evaluation and to learn.
         metadata: where the episode comes from; must survive a round trip through JSON.
 
     Raises:

@@ -1,6 +1,6 @@
 """Batches of segments whose content follows from (seed, step) alone, whatever prepares them and wherever it starts.
 
-Shapes: B segments, T frames, R resolution, A action size.
+Shapes: B segments, T frames, R resolution, A action size, S state size.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ class Batch:
         actions: (B, T, A) float32; `actions[:, j]` is taken at frame j. None for plain video.
         rewards: (B, T) float32; `rewards[:, j]` is received on arriving at frame j. None where not recorded.
         mask: (B, T) bool, False on padding.
+        states: (B, T, S) float32, that of each frame. None where they were not asked for.
     """
 
     frames: Tensor
     actions: Tensor | None
     rewards: Tensor | None
     mask: Tensor
+    states: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
@@ -56,6 +58,7 @@ class Batch:
             actions=None if self.actions is None else self.actions.to(device),
             rewards=None if self.rewards is None else self.rewards.to(device),
             mask=self.mask.to(device),
+            states=None if self.states is None else self.states.to(device),
         )
 
 
@@ -102,6 +105,7 @@ class SegmentLoader:
         augment: ranges of the augmentation.
         workers: processes that prepare batches ahead in `iterate`; 0 prepares them in this process.
         cache_mb: memory for episodes already read, shared out among the workers.
+        states: whether batches carry the episodes' states.
 
     Raises:
         ConfigError: no episodes to draw from, or a batch size below 1.
@@ -118,6 +122,7 @@ class SegmentLoader:
         augment: AugmentSpec = NONE,
         workers: int = 0,
         cache_mb: int = 1024,
+        states: bool = False,
     ) -> None:
         if not indices:
             raise ConfigError("indices is empty; a loader needs at least one episode to draw from.")
@@ -130,6 +135,7 @@ class SegmentLoader:
         self.seed = seed
         self.augment = augment
         self.workers = workers
+        self.states = states
         self._episodes = _EpisodeCache(source, limit=cache_mb * 2**20 // max(1, workers))
 
     def batch_at(self, step: int) -> Batch:
@@ -170,7 +176,8 @@ class SegmentLoader:
             raise EpisodeError(f"episode {index} of the dataset: {error}") from error
         segment = cut_segment(episode, choice, resolution=None)
         frames = augment(segment.frames, self.augment, self.resolution, rng)
-        return Segment(frames, segment.actions, segment.rewards, segment.mask)
+        states = segment.states if self.states else None
+        return Segment(frames, segment.actions, segment.rewards, segment.mask, states)
 
 
 class _EpisodeCache:
@@ -236,6 +243,7 @@ def _stack(segments: list[Segment]) -> Batch:
         actions=_stack_optional("actions", [segment.actions for segment in segments]),
         rewards=_stack_optional("rewards", [segment.rewards for segment in segments]),
         mask=torch.stack([segment.mask for segment in segments]),
+        states=_stack_optional("states", [segment.states for segment in segments]),
     )
 
 

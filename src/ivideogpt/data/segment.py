@@ -104,12 +104,14 @@ class Segment:
         actions: (T, A) float32; `actions[j]` is taken at frame j. None for plain video.
         rewards: (T,) float32; `rewards[j]` is received on arriving at frame j. None where not recorded.
         mask: (T,) bool, False on padding.
+        states: (T, S) float32; `states[j]` is that of frame j. None where not recorded.
     """
 
     frames: Tensor
     actions: Tensor | None
     rewards: Tensor | None
     mask: Tensor
+    states: Tensor | None = None
 
 
 def choose_frames(spec: SegmentSpec, episode_length: int, rng: np.random.Generator) -> FrameChoice:
@@ -156,6 +158,7 @@ def cut_segment(episode: Episode, choice: FrameChoice, resolution: int | None) -
         actions=None if episode.actions is None else torch.from_numpy(episode.actions[rows]),
         rewards=None if episode.rewards is None else torch.from_numpy(episode.rewards[rows]),
         mask=torch.from_numpy(choice.mask),
+        states=None if episode.states is None else torch.from_numpy(episode.states[rows]),
     )
 
 

@@ -65,6 +65,20 @@ def test_other_keys(tmp_path: Path) -> None:
     np.testing.assert_allclose(episode.actions, ACTIONS + 1, rtol=1e-6)
 
 
+def test_states_under_another_name(tmp_path: Path) -> None:
+    path = save(tmp_path, state=np.zeros((6, 5)), proprio=np.arange(12).reshape(6, 2))
+    for episode in (read_episode(path, state_key="proprio"), NpzFolder(tmp_path, state_key="proprio").read(0)):
+        assert episode.states is not None and episode.states.dtype == np.float32
+        np.testing.assert_array_equal(episode.states, np.arange(12).reshape(6, 2))
+    assert NpzFolder(tmp_path).read(0).states.shape == (6, 5)  # type: ignore[union-attr]
+    message = r"episode\.npz: unknown state key 'propio'\. Did you mean 'proprio'\?.*--state-key, or leave --states out"
+    with pytest.raises(EpisodeError, match=message):
+        read_episode(path, state_key="propio")
+    assert read_episode(save(tmp_path)).states is None
+    with pytest.raises(EpisodeError, match=r"unknown state key 'state'\..*Available: action, image"):
+        NpzFolder(tmp_path, state_key="state").read(0)
+
+
 def ragged(*shapes: tuple[int, ...]) -> np.ndarray:
     frames = np.empty(len(shapes), object)
     frames[:] = [np.zeros(shape, np.uint8) for shape in shapes]

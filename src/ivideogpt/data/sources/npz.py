@@ -21,17 +21,25 @@ from ivideogpt.files import write_atomically
 
 REWARD_KEY, STATE_KEY, METADATA_KEY = "reward", "state", "metadata"
 
+_CURES = {
+    "action key": " Video without actions: pass action_key=None, or --no-actions.",
+    "state key": " Name the array that holds the states with --state-key, or leave --states out.",
+}
+
 # What numpy and zipfile raise on files that begin well.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
 
 
-def read_episode(path: Path | str, camera_key: str = "image", action_key: str | None = "action") -> Episode:
+def read_episode(
+    path: Path | str, camera_key: str = "image", action_key: str | None = "action", state_key: str | None = None
+) -> Episode:
     """Read one episode file.
 
     Args:
         path: an `.npz` file.
         camera_key: which array holds the frames.
         action_key: which array holds the actions; None reads plain video.
+        state_key: which array holds the states, which must be there; None takes `state` where there is one.
 
     Raises:
         EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message
@@ -47,7 +55,7 @@ def read_episode(path: Path | str, camera_key: str = "image", action_key: str | 
                 "numpy.savez_compressed."
             )
         with np.load(path, allow_pickle=False) as archive:
-            return _episode_from(archive, camera_key, action_key)
+            return _episode_from(archive, camera_key, action_key, state_key)
     except EpisodeError as error:
         raise EpisodeError(f"{path}: {error}") from error
     except PermissionError as error:
@@ -80,10 +88,15 @@ class NpzFolder:
         EpisodeError: the folder is missing or holds no episode file.
     """
 
-    def __init__(self, folder: Path | str, camera_key: str = "image", action_key: str | None = "action") -> None:
+    def __init__(
+        self,
+        folder: Path | str,
+        camera_key: str = "image",
+        action_key: str | None = "action",
+        state_key: str | None = None,
+    ) -> None:
         self.folder = Path(folder)
-        self.camera_key = camera_key
-        self.action_key = action_key
+        self.camera_key, self.action_key, self.state_key = camera_key, action_key, state_key
         if not self.folder.is_dir():
             raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
         # Names that begin with a dot are files still being written.
@@ -100,7 +113,7 @@ class NpzFolder:
 
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
-        return read_episode(self._paths[index], self.camera_key, self.action_key)
+        return read_episode(self._paths[index], self.camera_key, self.action_key, self.state_key)
 
 
 def _is_zip(path: Path) -> bool:
@@ -108,26 +121,31 @@ def _is_zip(path: Path) -> bool:
         return file.read(2) == b"PK" and zipfile.is_zipfile(file)
 
 
-def _episode_from(archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None) -> Episode:
+def _episode_from(
+    archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None, state_key: str | None
+) -> Episode:
     rewards = _read_optional(archive, REWARD_KEY)
     if rewards is not None and rewards.ndim == 2 and rewards.shape[1] == 1:
         rewards = rewards[:, 0]
     actions = None
     if action_key is not None:
         actions = _as_float32("actions", _read_array(archive, action_key, "action key"))
+    if state_key is None:
+        states = _read_optional(archive, STATE_KEY)
+    else:
+        states = _as_float32("states", _read_array(archive, state_key, "state key"))
     return Episode(
         frames=_as_uint8(_read_array(archive, camera_key, "camera key")),
         actions=actions,
         rewards=rewards,
-        states=_read_optional(archive, STATE_KEY),
+        states=states,
         metadata=_read_metadata(archive),
     )
 
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
     if key not in archive.files:
-        cure = " Video without actions: pass action_key=None, or --no-actions." if kind == "action key" else ""
-        raise EpisodeError(unknown_name(kind, key, archive.files) + cure)
+        raise EpisodeError(unknown_name(kind, key, archive.files) + _CURES.get(kind, ""))
     try:
         return np.asarray(archive[key])
     except ValueError as error:
