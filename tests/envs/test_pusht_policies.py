@@ -33,8 +33,8 @@ def test_a_wanderer_moves_smoothly() -> None:
 def test_the_pusher_moves_the_block_in_most_windows() -> None:
     moved = []
     for seed in range(12):
-        episode = pusht_episode(seed)
-        if episode.metadata["policy"] == "scripted":
+        episode = pusht_episode(seed, environment="pusht-fast")
+        if episode.metadata["behaviour"] == "fast":
             assert episode.states is not None
             block = episode.states[:, 2:]
             windows = np.stack([np.abs(block[j : j + 16] - block[j]).max(axis=0) for j in range(85)])

@@ -71,15 +71,15 @@ def test_another_process_records_the_same() -> None:
 
 
 def test_both_policies_occur() -> None:
-    kinds = [pusht_episode(seed, 2).metadata["policy"] for seed in range(60)]
-    assert 0.5 < kinds.count("scripted") / len(kinds) < 0.9
-    assert set(kinds) == {"scripted", "smooth"}
+    kinds = [pusht_episode(seed, 2, "pusht-fast").metadata["behaviour"] for seed in range(60)]
+    assert 0.5 < kinds.count("fast") / len(kinds) < 0.9
+    assert set(kinds) == {"fast", "random"}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env_name": "push"}, "unknown environment 'push'. Did you mean 'pusht'"),
+        ({"environment": "push"}, "unknown environment 'push'. Did you mean 'pusht'"),
         ({"episodes": 0}, "episodes is 0"),
         ({"length": 1}, "length is 1 frames"),
         ({"seed": -1}, r"seeds -1\.\.0"),
@@ -90,7 +90,7 @@ def test_both_policies_occur() -> None:
 )
 def test_refuses_values(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        record_episodes(**({"env_name": "pusht", "episodes": 2, "out": tmp_path / "new"} | changes))
+        record_episodes(**({"environment": "pusht", "episodes": 2, "out": tmp_path / "new"} | changes))
     assert not (tmp_path / "new").exists()
 
 

@@ -17,7 +17,7 @@ JsonValue: TypeAlias = "bool | int | float | str | Sequence[JsonValue] | Mapping
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """Frames of one episode and, where they were recorded, its actions, rewards and simulator states.
+    """Frames of one episode and, where they were recorded, its actions, rewards, simulator states and contacts.
 
     Attributes:
         frames: (T, H, W, 3) uint8, RGB, at least one frame.
@@ -25,6 +25,8 @@ class Episode:
             last row is unused. None for plain video.
         rewards: (T,) float32, finite; `rewards[j]` is received on arriving at frame j, so the first is 0.
         states: (T, S) float32, finite; the truth about objects or the robot at each frame, for evaluation and to learn.
+        contacts: (T,) float32, finite; `contacts[j]` counts how often the simulator found the agent touching an
+            object on the way to frame j, so the first is 0.
         metadata: where the episode comes from; must survive a round trip through JSON.
 
     Raises:
@@ -36,12 +38,14 @@ class Episode:
     rewards: npt.NDArray[np.float32] | None = None
     states: npt.NDArray[np.float32] | None = None
     metadata: Mapping[str, JsonValue] = field(default_factory=dict)
+    contacts: npt.NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         _check_frames(self.frames)
         _check_track("actions", self.actions, rank=2, length=self.length)
         _check_track("rewards", self.rewards, rank=1, length=self.length)
         _check_track("states", self.states, rank=2, length=self.length)
+        _check_track("contacts", self.contacts, rank=1, length=self.length)
         _check_metadata(self.metadata)
 
     @property
@@ -124,6 +128,8 @@ def _length_cure(name: str, rows: int, length: int) -> str:
         return "Append one row for the last frame: it is never used."
     if name == "rewards" and rows == length - 1:
         return "Put a 0 in front: a reward belongs to the frame on which it is received."
+    if name == "contacts" and rows == length - 1:
+        return "Put a 0 in front: contacts belong to the frame to which they lead."
     return f"Cut {name} and frames to the same length."
 
 

@@ -1,7 +1,8 @@
 """The official episode format: one `.npz` per episode.
 
-Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S)
-and `metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; reading converts them.
+Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S),
+`contact` (T,) and `metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; reading converts
+them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ivideogpt.data.episode import Episode, require_channels_last
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import write_atomically
 
-REWARD_KEY, STATE_KEY, METADATA_KEY = "reward", "state", "metadata"
+REWARD_KEY, STATE_KEY, CONTACT_KEY, METADATA_KEY = "reward", "state", "contact", "metadata"
 
 _CURES = {
     "action key": " Video without actions: pass action_key=None, or --no-actions.",
@@ -75,7 +76,12 @@ def write_episode(path: Path | str, episode: Episode) -> None:
     if path.suffix != ".npz":
         raise EpisodeError(f"{path}: an episode file must be called *.npz. Rename it.")
     arrays: dict[str, npt.NDArray[Any]] = {"image": episode.frames}
-    optional = {"action": episode.actions, REWARD_KEY: episode.rewards, STATE_KEY: episode.states}
+    optional = {
+        "action": episode.actions,
+        REWARD_KEY: episode.rewards,
+        STATE_KEY: episode.states,
+        CONTACT_KEY: episode.contacts,
+    }
     arrays.update({key: values for key, values in optional.items() if values is not None})
     arrays[METADATA_KEY] = np.array(json.dumps(dict(episode.metadata), sort_keys=True))
     write_atomically(path, lambda temporary: np.savez_compressed(temporary, allow_pickle=False, **arrays))
@@ -139,6 +145,7 @@ def _episode_from(
         actions=actions,
         rewards=rewards,
         states=states,
+        contacts=_read_optional(archive, CONTACT_KEY),
         metadata=_read_metadata(archive),
     )
 
