@@ -258,6 +258,8 @@ def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ("--preset nano-46", "unknown"),
         ("--preset nan", "Did you mean 'nano"),
         ("--device gpu", "unknown device 'gpu'"),
+        ("--states --state-angles 0 1", "unknown state key 'state'"),
+        ("--state-angles 1", "states is not set"),
     ],
 )
 def test_wrong_words(

@@ -17,8 +17,13 @@ Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]
 
 
-def moving_square(seed: int, length: int, size: int, rewards: bool = False) -> Episode:
-    """A square on a coloured ground that moves by the actions; the reward is how far to the right it is."""
+def moving_square(
+    seed: int, length: int, size: int, rewards: bool = False, states: bool = False, **metadata: Any
+) -> Episode:
+    """A square on a coloured ground that moves by the actions; the reward is how far to the right it is.
+
+    Its state is row, column, and the direction seen from the middle, an angle.
+    """
     rng = np.random.default_rng(seed)
     actions = rng.uniform(-1, 1, (length, 2)).astype(np.float32)
     side = size // 4
@@ -28,18 +33,18 @@ def moving_square(seed: int, length: int, size: int, rewards: bool = False) -> E
     for frame, (row, column) in zip(frames, places.round().astype(int), strict=True):
         frame[row : row + side, column : column + side] = (250, 200, 30)
     received = np.concatenate([[0], places[1:, 1]]).astype(np.float32)
-    return Episode(frames, actions, received if rewards else None)
+    turn = np.arctan2(places[:, 0] - size / 2, places[:, 1] - size / 2)
+    poses = np.concatenate([places, turn[:, None]], axis=1).astype(np.float32)
+    return Episode(frames, actions, received if rewards else None, poses if states else None, metadata=metadata)
 
 
 @pytest.fixture
 def make_episodes(tmp_path: Path) -> MakeEpisodes:
     """Make a folder of episode files."""
 
-    def make(
-        name: str = "data", count: int = 4, length: int = 12, size: int = 16, rewards: bool = False, seed: int = 0
-    ) -> Path:
+    def make(name: str = "data", count: int = 4, length: int = 12, size: int = 16, seed: int = 0, **more: Any) -> Path:
         for number in range(count):
-            episode = moving_square(seed + number, length, size, rewards)
+            episode = moving_square(seed + number, length, size, **more)
             write_episode(tmp_path / name / f"{number:03}.npz", episode)
         return tmp_path / name
 

@@ -21,7 +21,7 @@ from ivideogpt.errors import CheckpointError, ConfigError, OutputError, ShapeErr
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
-from ivideogpt.training.run import open_batches, train_tokenizer
+from ivideogpt.training.run import open_batches, open_episodes, train_tokenizer
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from tests.training.states import same, saved
 
@@ -279,7 +279,8 @@ def test_held_out_episodes_are_decided_by_a_seed_of_their_own(
     spec = SegmentSpec(length=4, context_frames=2)
 
     def parts(**seeds: int) -> list[list[int]]:
-        return [loader.indices for loader in open_batches(tokenizer_settings(**seeds), spec, 16, None)]
+        config = tokenizer_settings(**seeds)
+        return [loader.indices for loader in open_batches(config, open_episodes(config, None), spec, 16)]
 
     assert parts(seed=0) == parts(seed=5)
     assert parts(split_seed=1) != parts(split_seed=2)

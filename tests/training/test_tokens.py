@@ -22,6 +22,7 @@ Make = Callable[..., Any]
 Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]
 CPU = torch.device("cpu")
+PARTS = ("tokens", "mask", "actions", "rewards", "states")
 
 
 def numbered(count: int) -> TokenBatch:
@@ -32,11 +33,12 @@ def numbered(count: int) -> TokenBatch:
         mask=(rows % 2 == 0)[:, None].expand(-1, 3),
         actions=rows[:, None, None].expand(-1, 3, 2).float(),
         rewards=rows[:, None].expand(-1, 3).float(),
+        states=rows[:, None, None].expand(-1, 3, 4).float(),
     )
 
 
 def equal(one: TokenBatch, other: TokenBatch) -> bool:
-    pairs = [(getattr(one, name), getattr(other, name)) for name in ("tokens", "mask", "actions", "rewards")]
+    pairs = [(getattr(one, name), getattr(other, name)) for name in PARTS]
     return all(a is b is None or torch.equal(a, b) for a, b in pairs)
 
 
@@ -61,10 +63,10 @@ def test_cached_batches_are_a_pure_function_of_seed_and_step() -> None:
 def test_the_parts_of_a_segment_stay_together() -> None:
     batch = CachedTokens(numbered(10), 6, seed=0).batch_at(1)
     assert batch.tokens.dtype == torch.int64 and batch.tokens.shape == (6, 7)
-    assert batch.actions is not None and batch.rewards is not None
+    assert batch.actions is not None and batch.rewards is not None and batch.states is not None
     for row in range(6):
         number = int(batch.tokens[row, 0])
-        assert batch.actions[row, 0, 0] == batch.rewards[row, 0] == number
+        assert batch.actions[row, 0, 0] == batch.rewards[row, 0] == batch.states[row, 0, 0] == number
         assert bool(batch.mask[row, 0]) == (number % 2 == 0)
 
 
@@ -88,7 +90,8 @@ class CountedLoader:
 @pytest.fixture
 def frames(make_episodes: MakeEpisodes) -> CountedLoader:
     spec = SegmentSpec(length=4, context_frames=2)
-    return CountedLoader(SegmentLoader(NpzFolder(make_episodes(rewards=True)), range(4), spec, 16, 3, seed=0))
+    source = NpzFolder(make_episodes(rewards=True, states=True))
+    return CountedLoader(SegmentLoader(source, range(4), spec, 16, 3, seed=0, states=True))
 
 
 @pytest.fixture
@@ -114,7 +117,7 @@ def test_the_cache_file_holds_the_first_segments_of_the_stream(
     cached = read_cache(file)
     assert cached is not None
     made = [tokenized.batch_at(step) for step in range(3)]
-    for name in ("tokens", "mask", "actions", "rewards"):
+    for name in PARTS:
         assert torch.equal(getattr(cached, name), torch.cat([getattr(batch, name) for batch in made])[:7])
     assert cached.tokens.dtype == torch.int32
     assert list(tmp_path.glob("run/tokens/.*")) == []
@@ -129,7 +132,8 @@ def test_plain_video_is_cached_without_actions(tmp_path: Path, tokenized: Tokeni
     list(fill_cache(silent, 2, tmp_path / "segments.safetensors"))
     cached = read_cache(tmp_path / "segments.safetensors")
     assert cached is not None and cached.actions is None and cached.rewards is None
-    assert CachedTokens(cached, 2, seed=0).batch_at(0).actions is None
+    batch = CachedTokens(cached, 2, seed=0).batch_at(0)
+    assert batch.actions is None and batch.states is None
 
 
 @pytest.mark.parametrize("damage", ["interrupted", "truncated", "empty"])

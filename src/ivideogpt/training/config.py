@@ -49,6 +49,15 @@ class TrainingConfig(Config):
     """Name of the frames inside an episode file."""
     action_key: str = "action"
     """Name of the actions inside an episode file."""
+    states: bool = False
+    """Learn the episodes' states, too: poses of objects, joint angles, any numbers recorded beside every frame."""
+    state_key: str = "state"
+    """Name of the states inside an episode file."""
+    state_angles: tuple[int, ...] | None = None
+    """Columns of the states, counted from 0, that are angles in radians. Left out: what the episodes' metadata say
+    under `state_angles`, else none."""
+    state_weight: float = Field(1.0, ge=0)
+    """Weight of the states' losses."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Decides initial weights, the batches and the dropout."""
     split_seed: int = Field(0, ge=0, lt=2**32)
@@ -80,6 +89,14 @@ class TrainingConfig(Config):
     def _check_resume(self) -> TrainingConfig:
         if self.resume and self.overwrite:
             raise ConfigError("resume and overwrite are both set; the one continues the run, the other removes it.")
+        return self
+
+    @model_validator(mode="after")
+    def _check_states(self) -> TrainingConfig:
+        for name in ("state_key", "state_angles", "state_weight"):
+            value = getattr(self, name)
+            if not self.states and value != TrainingConfig.model_fields[name].default:
+                raise ConfigError(f"{name} is {value!r}, but states is not set: no states are learned. Set states too.")
         return self
 
     @property

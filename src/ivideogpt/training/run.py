@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -19,6 +20,7 @@ from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import Batches, StepReport, prepare_run, train
+from ivideogpt.training.states import state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
 from ivideogpt.training.transformer import TransformerLearner, make_transformer
@@ -36,13 +38,22 @@ class CacheReport:
     """Segments tokenized so far."""
 
 
+class Episodes(NamedTuple):
+    """Recorded episodes, and which of them are for what."""
+
+    source: NpzFolder
+    training: list[int]
+    held_out: list[int]
+
+
 def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
     """Train a tokenizer; yields after each optimizer step. Actions in the episodes are not even read.
 
     Errors as `training.loop.prepare_run` and `train`, and those of the data and of the model to start from.
     """
     device = choose_device(config.device)
-    model = make_tokenizer(config)
+    episodes = open_episodes(config, action_key=None)
+    model = make_tokenizer(config, state_config(config, episodes.source, episodes.training))
     t = model.config.context_frames
     spec = SegmentSpec(
         length=t + config.future_frames,
@@ -51,7 +62,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
         horizon=config.horizon,
         selection="shuffled" if config.goal else "random_future",
     )
-    training, validation = open_batches(config, spec, model.config.resolution, action_key=None)
+    training, validation = open_batches(config, episodes, spec, model.config.resolution)
     learner = TokenizerLearner(model, config, device, wants_bf16(config.precision, device))
     prepare_run(config)
     return train(learner, training, validation, config, device)
@@ -68,40 +79,69 @@ def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport 
         step_size=config.step_size,
         goal=config.goal,
     )
-    action_key = config.action_key if config.actions else None
-    training, validation = open_batches(config, spec, tokenizer.config.resolution, action_key)
+    episodes = open_episodes(config, config.action_key if config.actions else None)
+    training, validation = open_batches(config, episodes, spec, tokenizer.config.resolution)
     first = training.batch_at(0)
     if config.rewards and first.rewards is None:
         raise ConfigError("rewards is set, but the episodes have no rewards. Leave it out, or record them.")
-    model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None)
+    state = state_config(config, episodes.source, episodes.training, known=tokenizer.config.state)
+    model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None, state)
     _require_room(model, spec.length)
     learner = TransformerLearner(model, tokenizer, config, device, bf16)
     prepare_run(config)
     return _train_on_tokens(learner, training, validation, config, device, bf16)
 
 
+def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
+    """The recorded episodes, divided.
+
+    Args:
+        config: see `TrainingConfig`.
+        action_key: name of the actions inside an episode file; None reads none.
+
+    Raises:
+        EpisodeError: the folder cannot be used, or holds fewer than 2 episodes.
+    """
+    source = NpzFolder(config.data, config.camera_key, action_key, config.state_key if config.states else None)
+    return Episodes(source, *split_episodes(len(source), seed=config.split_seed))
+
+
 def open_batches(
-    config: TrainingConfig, spec: SegmentSpec, resolution: int, action_key: str | None
+    config: TrainingConfig, episodes: Episodes, spec: SegmentSpec, resolution: int
 ) -> tuple[SegmentLoader, SegmentLoader]:
     """Batches for training, and batches of the held-out episodes, without augmentation.
 
     Args:
         config: see `TrainingConfig`.
+        episodes: what they are drawn from.
         spec: what a segment consists of.
         resolution: side of the frames, pixels.
-        action_key: name of the actions inside an episode file; None reads none.
 
     Raises:
-        EpisodeError: the folder or one of the first episodes cannot be used.
+        EpisodeError: one of the first episodes cannot be used.
     """
-    source = NpzFolder(config.data, camera_key=config.camera_key, action_key=action_key)
-    training, held_out = split_episodes(len(source), seed=config.split_seed)
-    augment = _AUGMENTATIONS[config.augment]
     batches = SegmentLoader(
-        source, training, spec, resolution, config.batch_size, config.seed, augment, config.workers, config.cache_mb
+        episodes.source,
+        episodes.training,
+        spec,
+        resolution,
+        config.batch_size,
+        config.seed,
+        _AUGMENTATIONS[config.augment],
+        config.workers,
+        config.cache_mb,
+        config.states,
     )
-    little = min(config.cache_mb, _VALIDATION_CACHE_MB)  # held-out batches are read once
-    validation = SegmentLoader(source, held_out, spec, resolution, config.batch_size, config.seed + 1, cache_mb=little)
+    validation = SegmentLoader(
+        episodes.source,
+        episodes.held_out,
+        spec,
+        resolution,
+        config.batch_size,
+        config.seed + 1,
+        cache_mb=min(config.cache_mb, _VALIDATION_CACHE_MB),  # held-out batches are read once
+        states=config.states,
+    )
     batches.batch_at(0)
     validation.batch_at(0)
     return batches, validation

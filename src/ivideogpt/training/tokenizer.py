@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt import hub
+from ivideogpt.config import StateConfig, TokenizerConfig
 from ivideogpt.data.loader import Batch
 from ivideogpt.errors import ConfigError
 from ivideogpt.presets import tokenizer_preset
@@ -28,29 +29,35 @@ from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
 from ivideogpt.training.config import TokenizerTrainingConfig
 from ivideogpt.training.loop import require_one_start
+from ivideogpt.training.states import kept_state
 
 _DEFAULT_PRESET = "nano-64"
 _PICTURE_ROWS = 4
 
 
-def make_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
+def make_tokenizer(config: TokenizerTrainingConfig, state: StateConfig | None = None) -> CompressiveTokenizer:
     """The tokenizer that a training starts from: a preset with random weights, or a model to fine-tune.
 
+    Args:
+        config: see `TokenizerTrainingConfig`.
+        state: what the states of the data are; None learns none. A model to fine-tune keeps those it has learned.
+
     Raises:
-        ConfigError: unknown preset, a preset and a model to fine-tune, or another quantizer than that of the model.
+        ConfigError: unknown preset, a preset and a model to fine-tune, or another quantizer or state than the model's.
         CheckpointError: the model to fine-tune cannot be loaded.
     """
     require_one_start(config.preset, config.start_from)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        tokenizer = _random_tokenizer(config) if config.start_from is None else _learned_tokenizer(config)
+        make = _random_tokenizer if config.start_from is None else _learned_tokenizer
+        tokenizer = make(config, state)
         start = config.attention_start or ("near" if config.start_from is None else None)
         if start is not None:
             tokenizer.start_attention(near=start == "near")
     return tokenizer
 
 
-def _learned_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
+def _learned_tokenizer(config: TokenizerTrainingConfig, state: StateConfig | None) -> CompressiveTokenizer:
     assert config.start_from is not None, "there is a model to fine-tune"
     tokenizer = CompressiveTokenizer.from_pretrained(config.start_from)
     if config.quantizer not in (None, tokenizer.config.quantizer):
@@ -58,12 +65,22 @@ def _learned_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
             f"quantizer is {config.quantizer!r}; the model {config.start_from} has {tokenizer.config.quantizer!r}, "
             "and fine-tuning keeps it. Leave quantizer out, or start from random weights."
         )
+    tokenizer = _with_state(tokenizer, kept_state(tokenizer.config.state, state, config, config.start_from))
     wanted = config.context_frames or tokenizer.config.context_frames
     return tokenizer if wanted == tokenizer.config.context_frames else tokenizer.with_context_frames(wanted)
 
 
-def _random_tokenizer(config: TokenizerTrainingConfig) -> CompressiveTokenizer:
-    preset, changes = config.preset or _DEFAULT_PRESET, dict[str, object]()
+def _with_state(tokenizer: CompressiveTokenizer, state: StateConfig | None) -> CompressiveTokenizer:
+    """The same tokenizer, with random weights for what it lacks to tell the state."""
+    if state == tokenizer.config.state:
+        return tokenizer
+    other = CompressiveTokenizer(TokenizerConfig.checked(**{**dict(tokenizer.config), "state": state}))
+    hub.load_weights(other, {**other.state_dict(), **tokenizer.state_dict()}, where="a tokenizer without states")
+    return other.train(tokenizer.training)
+
+
+def _random_tokenizer(config: TokenizerTrainingConfig, state: StateConfig | None) -> CompressiveTokenizer:
+    preset, changes = config.preset or _DEFAULT_PRESET, dict[str, object](state=state)
     if config.context_frames is not None:
         changes["context_frames"] = config.context_frames
     if config.quantizer is not None and config.quantizer != tokenizer_preset(preset).quantizer:

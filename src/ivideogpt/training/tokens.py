@@ -1,11 +1,12 @@
 """Batches of tokens for the transformer: tokenized as they come, or once and reused.
 
-Shapes: B segments, T sequence frames, L tokens, A action size, N cached segments.
+Shapes: B segments, T sequence frames, L tokens, A action size, S state size, N cached segments.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,12 +35,20 @@ class TokenBatch:
     """(B, T, A) float32."""
     rewards: Tensor | None = None
     """(B, T) float32."""
+    states: Tensor | None = None
+    """(B, T, S) float32."""
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
-        parts = [None if x is None else x.to(device) for x in (self.tokens, self.mask, self.actions, self.rewards)]
-        assert parts[0] is not None and parts[1] is not None
-        return TokenBatch(parts[0], parts[1], parts[2], parts[3])
+        return self.each(lambda part: part.to(device))
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
+        """The batch with every part changed."""
+        optional = [None if part is None else change(part) for part in (self.actions, self.rewards, self.states)]
+        return TokenBatch(change(self.tokens), change(self.mask), *optional)
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(TokenBatch))
 
 
 class TokenizedBatches:
@@ -61,7 +70,7 @@ class TokenizedBatches:
     def _tokenized(self, batch: Batch) -> TokenBatch:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             tokens = self.tokenizer.tokenize(batch.frames.to(self.device))
-        return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards)
+        return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards, batch.states)
 
 
 class CachedTokens:
@@ -82,12 +91,8 @@ class CachedTokens:
         count = len(self.segments.tokens)
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         rows = torch.tensor([int(self._shuffled(place // count)[place % count]) for place in places])
-        picked = [
-            None if x is None else x[rows]
-            for x in (self.segments.tokens, self.segments.mask, self.segments.actions, self.segments.rewards)
-        ]
-        assert picked[0] is not None and picked[1] is not None
-        return TokenBatch(picked[0].long(), picked[1], picked[2], picked[3])
+        picked = self.segments.each(lambda part: part[rows])
+        return dataclasses.replace(picked, tokens=picked.tokens.long())
 
     def iterate(self, start_step: int = 0) -> Iterator[TokenBatch]:
         """Batches from number `start_step` on, for ever."""
@@ -114,7 +119,7 @@ def fill_cache(batches: TokenizedBatches, segments: int, file: Path) -> Iterator
         if done >= segments:
             break
     columns: dict[str, Tensor] = {}
-    for name in ("tokens", "mask", "actions", "rewards"):
+    for name in _COLUMNS:
         parts = [part for batch in made if (part := getattr(batch, name)) is not None]
         if parts:
             columns[name] = torch.cat(parts)[:segments].contiguous()
@@ -128,4 +133,4 @@ def read_cache(file: Path) -> TokenBatch | None:
         columns = load_file(file)
     except (OSError, SafetensorError):
         return None
-    return TokenBatch(columns["tokens"], columns["mask"], columns.get("actions"), columns.get("rewards"))
+    return TokenBatch(**columns)

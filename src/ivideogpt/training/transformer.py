@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import SamplingConfig, TransformerConfig
+from ivideogpt.config import SamplingConfig, StateConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
@@ -22,6 +22,7 @@ from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TransformerTrainingConfig
 from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.loop import require_one_start
+from ivideogpt.training.states import kept_state
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
@@ -29,22 +30,27 @@ from ivideogpt.world_model import WorldModel
 
 _DEFAULT_PRESET = "nano"
 _PICTURE_ROWS = 4
+_ADDED = ("action_in.", "reward_head.", "state")  # beginnings of the names of weights that fine-tuning may add
 
 
 def make_transformer(
-    config: TransformerTrainingConfig, tokenizer: CompressiveTokenizer, action_dim: int | None
+    config: TransformerTrainingConfig,
+    tokenizer: CompressiveTokenizer,
+    action_dim: int | None,
+    state: StateConfig | None = None,
 ) -> VideoTransformer:
     """The transformer that a training starts from: a preset with random weights, or a model to fine-tune.
 
-    A model to fine-tune gets the action input or reward head that it lacks; a new action input starts at zero.
+    A model to fine-tune gets the action input, reward head or states that it lacks; a new action input starts at zero.
 
     Args:
         config: see `TransformerTrainingConfig`.
         tokenizer: whose tokens it continues.
         action_dim: action size of the data; None for an action-free model.
+        state: what the states of the data are; None learns none.
 
     Raises:
-        ConfigError, CheckpointError: a preset, model or action size that does not fit, or a preset and a model.
+        ConfigError, CheckpointError: a preset, model, action or state that does not fit, or a preset and a model.
     """
     require_one_start(config.preset, config.start_from)
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
@@ -58,9 +64,9 @@ def make_transformer(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.start_from is not None:
-            return _fine_tuned(config.start_from, layout, changes)
+            return _fine_tuned(config, layout, changes, state)
         shape = dict(transformer_preset(config.preset or _DEFAULT_PRESET, layout))
-        model = VideoTransformer(TransformerConfig.checked(**{**shape, **changes}))
+        model = VideoTransformer(TransformerConfig.checked(**{**shape, **changes, "state": state}))
         embed_codes(model, tokenizer)
         embed_places(model)
         return model
@@ -190,8 +196,12 @@ def _checksum(module: nn.Module) -> int:
     return checksum
 
 
-def _fine_tuned(name: str, layout: TokenLayout, changes: dict[str, Any]) -> VideoTransformer:
-    """The transformer of the model `name` on another layout, with what it lacks of `changes`."""
+def _fine_tuned(
+    training: TransformerTrainingConfig, layout: TokenLayout, changes: dict[str, Any], state: StateConfig | None
+) -> VideoTransformer:
+    """The transformer to start from on another layout, with what it lacks of `changes` and `state`."""
+    assert training.start_from is not None, "there is a model to fine-tune"
+    name = training.start_from
     config, weights = hub.load_transformer(name)
     wanted = changes["action_dim"]
     if config.action_dim is not None and wanted not in (None, config.action_dim):
@@ -209,7 +219,8 @@ def _fine_tuned(name: str, layout: TokenLayout, changes: dict[str, Any]) -> Vide
     if theirs != layout:
         raise CheckpointError(f"the model {name} continues {config.layout}, but the tokenizer writes {layout}.")
     changes = {**changes, "action_dim": config.action_dim or wanted, "layout": layout}
+    changes["state"] = kept_state(config.state, state, training, name)
     model = VideoTransformer(TransformerConfig.checked(**{**dict(config), **changes}))
-    fresh = {k: v for k, v in model.state_dict().items() if k.startswith(("action_in", "reward_head"))}
+    fresh = {k: v for k, v in model.state_dict().items() if k.startswith(_ADDED)}
     hub.load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
     return model

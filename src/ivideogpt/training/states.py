@@ -1,0 +1,112 @@
+"""Which states a training learns: how many numbers, which of them are angles, and how they are brought to unit size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ivideogpt.config import StateConfig
+from ivideogpt.data.episode import Episode
+from ivideogpt.data.loader import EpisodeSource
+from ivideogpt.errors import ConfigError, EpisodeError
+from ivideogpt.states import state_statistics
+from ivideogpt.training.config import TrainingConfig
+
+ANGLES, NAMES = "state_angles", "state_names"
+"""Where an episode's metadata say which columns of its states are angles, and what the columns are called."""
+
+_MOST_EPISODES = 256
+
+
+def state_config(
+    config: TrainingConfig, source: EpisodeSource, indices: Sequence[int], known: StateConfig | None = None
+) -> StateConfig | None:
+    """What the states of a training are, measured on some of its episodes, the same ones each time.
+
+    Args:
+        config: see `TrainingConfig`; without `states` there are none.
+        source: the episodes, read with their states.
+        indices: those to train on, of which at most 256, evenly spread, are read.
+        known: the tokenizer's, taken as it is where it fits the episodes and the configuration.
+
+    Raises:
+        EpisodeError: an episode has no states, or they or what the metadata say of them differ between the episodes.
+        ConfigError: `state_angles` that are no columns.
+    """
+    if not config.states:
+        return None
+    count = min(len(indices), _MOST_EPISODES)
+    picked = [indices[number * len(indices) // count] for number in range(count)]
+    first = source.read(picked[0])
+    names, angles = _described(first, picked[0])
+    if config.state_angles is not None:
+        angles = tuple(sorted(config.state_angles))
+    if known is not None and known.size == _states(first, picked[0]).shape[1] and known.angles == angles:
+        return known
+    return state_statistics(_read(source, picked), names, angles)
+
+
+def kept_state(
+    learned: StateConfig | None, found: StateConfig | None, config: TrainingConfig, model: str
+) -> StateConfig | None:
+    """What the states of a model to fine-tune are: what they were where it has learned some, else the data's.
+
+    Args:
+        learned: the model's.
+        found: the data's; None where the training learns no states.
+        config: see `TrainingConfig`.
+        model: the model's name.
+
+    Raises:
+        ConfigError: other columns or angles than the model has learned.
+    """
+    if learned is None or found is None:
+        return found if learned is None else learned
+    if learned.size != found.size:
+        raise ConfigError(
+            f"the model {model} has learned states of {learned.size} numbers, those of the data have {found.size} "
+            f"(state_key {config.state_key!r}). Name an array of that size, or fine-tune a model without states."
+        )
+    if config.state_angles is not None and learned.angles != found.angles:
+        raise ConfigError(
+            f"state_angles is {found.angles}; the model {model} has learned states whose angles are "
+            f"{learned.angles}, and fine-tuning keeps them. Leave state_angles out."
+        )
+    return learned
+
+
+def _read(source: EpisodeSource, indices: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+    said = None
+    for index in indices:
+        episode = source.read(index)
+        described = _described(episode, index)
+        if said is not None and said != described:
+            raise EpisodeError(
+                f"episode {index} of the dataset: its metadata say {NAMES} {described[0]} and {ANGLES} {described[1]}, "
+                f"those of another episode {said[0]} and {said[1]}; one dataset has one kind. Keep episodes of another "
+                "kind in another folder."
+            )
+        said = described
+        yield _states(episode, index)
+
+
+def _states(episode: Episode, index: int) -> npt.NDArray[np.float32]:
+    if episode.states is None:
+        raise EpisodeError(f"episode {index} of the dataset has no states. Record them, or leave --states out.")
+    return episode.states
+
+
+def _described(episode: Episode, index: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and angles of the columns as the metadata say; the angles rising."""
+    names: Any = episode.metadata.get(NAMES, [])
+    angles: Any = episode.metadata.get(ANGLES, [])
+    for field, values, kind in ((NAMES, names, str), (ANGLES, angles, int)):
+        if not isinstance(values, (list, tuple)) or not all(type(value) is kind for value in values):
+            raise EpisodeError(
+                f"episode {index} of the dataset: its metadata say {field} is {values!r}; it must be a list of "
+                f"{'texts' if kind is str else 'columns, whole numbers from 0'}."
+            )
+    return tuple(names), tuple(sorted(angles))
