@@ -8,8 +8,9 @@ imagined from the true frames before it.
     rollout          imagined from the context frames, one sample
     copy_last        the last context frame: what a rollout must beat
     one_step         imagined from the t true frames before it as a fresh context
+    with_history     imagined from all true frames before it; only up to the model's trained horizon
     copy_previous    the true frame before it: what one step must beat
-    reconstruction   the true frame through the tokenizer and back: the ceiling of both
+    reconstruction   the true frame through the tokenizer and back: the ceiling of all
 
 A frame in which no block is found counts as if the block had stayed where it last was in the frames that were given;
 in medians its error is infinite.
@@ -31,6 +32,7 @@ from torch import Tensor
 from ivideogpt.config import SamplingConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.errors import EpisodeError
+from ivideogpt.evaluation.one_step import from_fresh_contexts, with_history
 from ivideogpt.evaluation.prediction import Prediction, predict_episodes
 from ivideogpt.evaluation.pusht_pose import TURNING_RADIUS, Pose, find_pose, true_pose, wrapped
 from ivideogpt.evaluation.pusht_probe import Objects, probe_objects
@@ -41,8 +43,9 @@ MOVING = 0.5
 TURNING = 1.0
 """Degrees: the block turns where it does so by more than this since the frame before."""
 
-ONE_STEP = ("one_step", "copy_previous", "reconstruction")
+ONE_STEP = ("one_step", "with_history", "copy_previous", "reconstruction")
 """Videos whose frames are judged as a step from the true frame before."""
+_COPIES = {"one_step": "copy_previous", "with_history": "copy_previous", "rollout": "copy_last"}
 _FROM_CONTEXT = ("rollout", "copy_last")  # where a block that is not found counts as lying where the context had it
 
 
@@ -118,6 +121,7 @@ class Contact:
         `way_to_reconstruction`: how far the IoU on moving frames stands on the way from copying to reconstruction.
         `per_frame`: means over the episodes.
         """
+        steps = [name for name in ONE_STEP if name in self.tracks]
         moving, motion, turn = self.moving, self.motion.norm(dim=-1), self.turn.abs().rad2deg()
         return {
             "moving": {
@@ -127,12 +131,9 @@ class Contact:
                 "mean_turn_deg": _mean(turn[self.turning]),
             },
             "tokenizer_centre_error_px": _median(self._strict("reconstruction", self.position_error)),
-            "motion_explained": {name: self.motion_explained(name) for name in ONE_STEP},
-            "rotation_explained": {name: self.rotation_explained(name) for name in ONE_STEP},
-            "way_to_reconstruction": {
-                name: self._way(name, copied)
-                for name, copied in (("one_step", "copy_previous"), ("rollout", "copy_last"))
-            },
+            "motion_explained": {name: self.motion_explained(name) for name in steps},
+            "rotation_explained": {name: self.rotation_explained(name) for name in steps},
+            "way_to_reconstruction": {name: self._way(name) for name in _COPIES if name in self.tracks},
             "block": {name: self._block(name) for name in self.tracks},
             "per_frame": {name: self._per_frame(name) for name in self.tracks},
         }
@@ -163,8 +164,9 @@ class Contact:
     def _strict(self, name: str, error: Callable[[str], Tensor]) -> Tensor:
         return error(name).masked_fill(~self.tracks[name].found, math.inf)
 
-    def _way(self, name: str, copied: str) -> float | None:
-        iou = [_mean(self.tracks[n].objects.block_iou[self.moving]) for n in (copied, name, "reconstruction")]
+    def _way(self, name: str) -> float | None:
+        names = (_COPIES[name], name, "reconstruction")
+        iou = [_mean(self.tracks[n].objects.block_iou[self.moving]) for n in names]
         low, reached, high = (math.nan if x is None else x for x in iou)
         return (reached - low) / (high - low) if high > low else None
 
@@ -227,52 +229,17 @@ def contact_of(
         actions = torch.from_numpy(
             np.stack([episode.actions[order] for episode in episodes if episode.actions is not None])
         )
+    how: dict[str, Any] = {"seed": seed, "sampling": sampling, "batch_size": batch_size}
+    fits = real.shape[1] - t <= world_model.trained_horizon
     videos = {
         "rollout": torch.stack([p.imagined[t:] for p in predictions]),
         "copy_last": torch.stack([p.copy_last[t:] for p in predictions]),
-        "one_step": one_step(world_model, real, actions, seed=seed, sampling=sampling, batch_size=batch_size),
+        "one_step": from_fresh_contexts(world_model, real, actions, **how),
+        **({"with_history": with_history(world_model, real, actions, **how)} if fits else {}),
         "copy_previous": real[:, t - 1 : -1],
         "reconstruction": torch.stack([p.reconstruction[t:] for p in predictions]),
     }
     return track_blocks(videos, states)
-
-
-@torch.no_grad()
-def one_step(
-    world_model: WorldModel,
-    frames: Tensor,
-    actions: Tensor | None,
-    *,
-    seed: int = 0,
-    sampling: SamplingConfig | None = None,
-    batch_size: int = 8,
-) -> Tensor:
-    """Imagine each future frame from the t true frames before it, as a fresh context.
-
-    Args:
-        world_model: the model.
-        frames: true videos (B,T,3,R,R) uint8, in the order of `TokenLayout.frame_order`.
-        actions: (B,T,A); None where the model takes none.
-        seed: decides every draw; each frame has a stream of its own.
-        sampling: how tokens are drawn; the model's own way where left out.
-        batch_size: episodes imagined together, times the frames of one.
-
-    Returns:
-        (B,F,3,R,R) float in [0,1], on the CPU.
-    """
-    layout = world_model.transformer.layout
-    count, t, goal = frames.shape[1], layout.context_frames, int(layout.goal)
-    future = range(t, count)
-    given = torch.tensor([[*range(goal), *range(j - t + goal, j)] for j in future])  # (F,t)
-    imagined = []
-    for first in range(0, len(frames), batch_size):
-        videos = frames[first : first + batch_size]
-        contexts = videos[:, given].flatten(0, 1)  # (B*F,t,3,R,R)
-        taken = None if actions is None else actions[first : first + batch_size, t - 1 : -1].flatten(0, 1)[:, None]
-        seeds = [seed + len(future) * (first + row) + j for row in range(len(videos)) for j in range(len(future))]
-        rollout = world_model.rollout(contexts, taken, horizon=1, seed=seeds, sampling=sampling)
-        imagined.append(rollout.video[:, 0, -1].unflatten(0, (len(videos), len(future))).float().cpu())
-    return torch.cat(imagined)
 
 
 def track_blocks(videos: Mapping[str, Tensor], states: np.ndarray[Any, Any]) -> Contact:
