@@ -19,7 +19,7 @@ BEHAVIOURS: dict[str, Callable[[np.random.Generator], Policy]] = {
     "random": SmoothWanderer,
 }
 MIXTURES: dict[str, dict[str, float]] = {
-    "pusht": {"slow": 0.85, "medium": 0.08, "fast": 0.02, "random": 0.05},
+    "pusht": {"slow": 0.88, "medium": 0.07, "fast": 0.01, "random": 0.04},
     "pusht-fast": {"fast": 0.7, "random": 0.3},
 }
 """The named sets of episodes: `pusht` as people push, `pusht-fast` quicker than people and without a goal."""

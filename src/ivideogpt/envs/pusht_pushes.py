@@ -21,13 +21,13 @@ MASS_CENTRE = np.array([0.0, 45.0])  # of the block, in its own frame
 
 _INERTIA = 3000.0  # per mass, about the mass centre
 _ANGLE_WORTH = 60.0  # units of position that a radian counts for
-_PUSH_LENGTHS = np.array([5.0, 10.0, 20.0, 35.0, 55.0, 85.0, 120.0])
-_SECOND_PUSH = 8.0  # what another push costs, in units of distance from the pose
-_TRAVEL_COST = 0.08  # the same for a unit of way to where a push begins
+_PUSH_LENGTHS = np.array([5.0, 10.0, 20.0, 36.0, 60.0, 90.0, 120.0])
+_SECOND_PUSH = 16.0  # what another push costs, in units of distance from the pose
+_TRAVEL_COST = 0.06  # the same for a unit of way to where a push begins
 _FAR_SIDE = 100.0  # of way, when the block is in between
 _ROOM = (75.0, WORLD_SIZE - 75.0)  # where the mass centre may be without the block touching a wall
 _NEAR_WALL = 22.0  # a push cannot begin nearer to a wall
-_KEPT_CLEAR = 20.0  # between the agent's centre and the block on the way round it
+_KEPT_CLEAR = 18.0  # between the agent's centre and the block on the way round it
 _BOXES = np.array([[-60.0, 0.0, 60.0, 30.0], [-15.0, 30.0, 15.0, 120.0]])  # bar and stem: left, top, right, bottom
 
 
@@ -36,7 +36,7 @@ def _contacts() -> tuple[Vector, Vector]:
 
     The inner corners are out of reach, and outer corners would slip.
     """
-    bar, below, stem = np.linspace(-54, 54, 11), np.array([33.0, 44.0, 54.0]), np.linspace(48, 113, 5)
+    bar, below, stem = np.linspace(-54, 54, 11), np.array([38.0, 46.0, 54.0]), np.linspace(54, 114, 5)
     faces: list[tuple[list[tuple[float, float]], tuple[float, float]]] = [
         ([(x, 0.0) for x in bar], (0.0, 1.0)),
         ([(side * x, 30.0) for x in below for side in (-1, 1)], (0.0, -1.0)),
@@ -68,7 +68,7 @@ def _arc(point: Vector, normal: Vector, length: Vector) -> tuple[Vector, Vector]
 
 POINTS, NORMALS = _contacts()
 _BETWEEN = np.linalg.norm(POINTS[:, None] - POINTS[None], axis=2) + _FAR_SIDE * (NORMALS @ NORMALS.T < 0)
-_RING = np.array([[-82.0, -22], [82, -22], [84, 42], [32, 146], [-32, 146], [-84, 42]])  # round the block
+_RING = np.array([[-82.0, -22], [82, -22], [88, 52], [38, 146], [-38, 146], [-88, 52]])  # round the block
 _MOVES, _TURNS = (
     values.reshape(-1, *values.shape[2:]) for values in _arc(POINTS[:, None], NORMALS[:, None], _PUSH_LENGTHS[None])
 )
@@ -82,11 +82,13 @@ class Push:
         point: (2,) where the agent touches, in the block's frame.
         normal: (2,) the direction of the push, in the block's frame.
         pose: (3,) the block's pose that it should lead to.
+        gain: how much nearer to the wanted pose it brings the block, alone or with a push after it.
     """
 
     point: Vector
     normal: Vector
     pose: Vector
+    gain: float
 
     def agent_at_contact(self, block: Vector) -> Vector:
         """Where the agent's centre touches the block at pose (3,)."""
@@ -96,13 +98,21 @@ class Push:
         """The direction of the push in the world."""
         return _turned(self.normal, float(block[2]))
 
+    def beside(self, slip: float) -> Push:
+        """The same push, begun `slip` units to the side, yet not in an inner corner, where the agent has no room."""
+        point = self.point + slip * np.array([-self.normal[1], self.normal[0]])
+        if self.normal[1] < 0 and self.point[1] == _BOXES[0, 3]:
+            point[0] = np.copysign(max(abs(point[0]), 36.0), self.point[0])
+        elif self.normal[0] != 0 and self.point[1] > _BOXES[0, 3]:
+            point[1] = max(point[1], 52.0)
+        return Push(point, self.normal, self.pose, self.gain)
+
     def remaining(self, block: Vector) -> float:
         """How much further to push from pose (3,) so that the block comes nearest to what was intended."""
         lengths = np.linspace(0.0, 130.0, 66)
         move, turn = _arc(self.point, self.normal, lengths)
-        centre = mass_centre(block) + _turned(move, float(block[2]))
-        gap = np.hypot(*(centre - mass_centre(self.pose)).T)
-        return float(lengths[np.hypot(gap, _ANGLE_WORTH * wrapped(block[2] + turn - self.pose[2])).argmin()])
+        gaps = mass_centre(block) + _turned(move, float(block[2])) - mass_centre(self.pose)
+        return float(lengths[_distance(gaps, block[2] + turn - self.pose[2]).argmin()])
 
 
 def to_world(point: Vector, block: Vector) -> Vector:
@@ -120,10 +130,20 @@ def wrapped(angle: Vector | float) -> Vector:
     return np.asarray(np.mod(np.asarray(angle) + np.pi, 2 * np.pi) - np.pi)
 
 
-def pose_gap(block: Vector, pose: Vector) -> tuple[float, float]:
-    """How far a block's pose (3,) is from another: the distance of the mass centres, and the angle in radians."""
-    gap = float(np.linalg.norm(mass_centre(block) - mass_centre(pose)))
-    return gap, abs(float(wrapped(block[2] - pose[2])))
+def pose_distance(block: Vector, pose: Vector) -> float:
+    """How far a block's pose (3,) is from another: the distance of the mass centres, with the angle as if one."""
+    return float(_distance(mass_centre(block) - mass_centre(pose), block[2] - pose[2]))
+
+
+def outward(points: Vector, block: Vector) -> tuple[Vector, Vector]:
+    """How far points (N, 2) are from the block at pose (3,), and the directions away from it: (N,), (N, 2)."""
+    own = _turned(points - block[:2], float(-block[2]))
+    nearest = np.clip(own[:, None], _BOXES[:, :2], _BOXES[:, 2:])
+    gaps = np.linalg.norm(own[:, None] - nearest, axis=-1)
+    box = gaps.argmin(axis=1)
+    rows = np.arange(len(points))
+    gap, away = gaps[rows, box], (own[:, None] - nearest)[rows, box]
+    return gap, _turned(away / np.maximum(gap, 1e-6)[:, None], float(block[2]))
 
 
 def choose_push(agent: Vector, block: Vector, pose: Vector, rng: np.random.Generator, whim: float) -> Push:
@@ -149,7 +169,8 @@ def choose_push(agent: Vector, block: Vector, pose: Vector, rng: np.random.Gener
     best = int((cost.reshape(len(POINTS), -1) + per_contact[:, None]).argmin())
     contact = best // len(_PUSH_LENGTHS)
     origin = centres[best] - _turned(MASS_CENTRE, float(angles[best]))
-    return Push(POINTS[contact], NORMALS[contact], np.append(origin, angles[best]))
+    gain = pose_distance(block, pose) - float(min(after_one[best], after_two[best]))
+    return Push(POINTS[contact], NORMALS[contact], np.append(origin, angles[best]), gain)
 
 
 def way_round(agent: Vector, goal: Vector, block: Vector) -> list[Vector]:
@@ -174,7 +195,7 @@ def way_round(agent: Vector, goal: Vector, block: Vector) -> list[Vector]:
     return [*(world[(i + step * k) % ring] for k in range(count + 1)), goal]
 
 
-def _distance(gap: Vector, angle: Vector) -> Vector:
+def _distance(gap: Vector, angle: Vector | float) -> Vector:
     result: Vector = np.sqrt((gap**2).sum(axis=-1) + (_ANGLE_WORTH * wrapped(angle)) ** 2)
     return result
 
@@ -182,7 +203,8 @@ def _distance(gap: Vector, angle: Vector) -> Vector:
 def _best_after_another(gaps: Vector, angles: Vector, wanted: float) -> Vector:
     """The least cost after another push, for blocks at `gaps` (N, 2) and `angles` (N,) from the pose: (N,)."""
     own = _turned(gaps, -angles)
-    squared = (gaps**2).sum(axis=1)[:, None] + (_MOVES**2).sum(axis=1)[None] + 2 * own @ _MOVES.T
+    squared = (gaps**2).sum(axis=1)[:, None] + (_MOVES**2).sum(axis=1)[None]
+    squared += 2 * (own[:, :1] * _MOVES[:, 0] + own[:, 1:] * _MOVES[:, 1])
     squared += (_ANGLE_WORTH * wrapped(angles[:, None] + _TURNS[None] - wanted)) ** 2
     distance = np.sqrt(np.clip(squared, 0.0, None)).reshape(len(gaps), len(POINTS), -1).min(axis=2)
     change = np.repeat(_BETWEEN, len(_PUSH_LENGTHS), axis=0)
