@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ivideogpt.evaluation.plot import _round_ticks, line_plot
+from ivideogpt.evaluation.plot import _round_ticks, line_plot, line_plots
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,11 @@ def test_ticks_enclose_the_values(low: float, high: float) -> None:
     assert ticks[0] <= low < ticks[-1] or low == high == ticks[0]
     assert ticks[-1] >= high
     assert 2 <= len(ticks) <= 8
+
+
+def test_plots_stand_below_each_other() -> None:
+    plots = {"first": {"a": [1.0, 2.0]}, "second": {"a": [3.0, 1.0], "b": [0.0, 0.5]}}
+    page = np.asarray(line_plots(plots, "frame"))
+    half = len(page) // 2
+    assert np.array_equal(page[:half], np.asarray(line_plot(plots["first"], "first", "frame")))
+    assert np.array_equal(page[half:], np.asarray(line_plot(plots["second"], "second", "frame")))

@@ -178,6 +178,7 @@ def test_steps_of_several_frames(world_model: WorldModel, episodes: list[Episode
         actions=episodes[0].actions[1::2],
         rewards=None,
         states=None,
+        contacts=None,
     )
     same = predict_episode(world_model, every_second, horizon=3)
     assert torch.equal(prediction.imagined, same.imagined)

@@ -37,6 +37,15 @@ def line_plot(curves: Mapping[str, Sequence[float]], title: str, x_label: str) -
     return picture.resize(_SIZE, Image.Resampling.LANCZOS)
 
 
+def line_plots(plots: Mapping[str, Mapping[str, Sequence[float]]], x_label: str) -> Image.Image:
+    """Several line plots below each other, by title; see `line_plot`."""
+    pictures = [line_plot(curves, title, x_label) for title, curves in plots.items()]
+    page = Image.new("RGB", (_SIZE[0], _SIZE[1] * len(pictures)), _PAPER)
+    for number, picture in enumerate(pictures):
+        page.paste(picture, (0, number * _SIZE[1]))
+    return page
+
+
 class _Axes:
     """Maps values to pixels and draws there; coordinates are those of the final picture."""
 

@@ -58,6 +58,10 @@ class Prediction:
     """Scores of the videos above by name, from the frames before they were rounded to uint8."""
     objects: Mapping[str, Objects] = field(default_factory=dict)
     """For Push-T: the objects, (F,) a figure, in the real, reconstructed and imagined video by name."""
+    actions: Tensor | None = None
+    """(T, A) as recorded, in the order of the frames; None where the model takes none."""
+    states: np.ndarray[Any, Any] | None = None
+    """For Push-T: the simulator's (F+1, 5), from the last context frame on."""
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -82,7 +86,7 @@ class _Batch:
     frames: Tensor  # (B, T, 3, H, W) uint8
     actions: Tensor | None  # (B, T, A)
     shuffled_actions: Tensor | None  # (B, T, A)
-    states: list[np.ndarray[Any, Any] | None]  # (F, 5) for each episode of Push-T
+    states: list[np.ndarray[Any, Any] | None]  # (F+1, 5) for each episode of Push-T, see `Prediction`
 
     def part(self, start: int, size: int) -> _Batch:
         rows = slice(start, start + size)
@@ -261,7 +265,7 @@ def _cut_segments(
         taken = [episode.actions[order] for episode in episodes if episode.actions is not None]
         actions = torch.from_numpy(np.stack(taken))
         shuffled = shuffle_actions(actions, layout.action_frames(frames), seed)
-    states = [_pusht_states(episode, order[layout.context_frames :]) for episode in episodes]
+    states = [_pusht_states(episode, order[layout.context_frames - 1 :]) for episode in episodes]
     return _Batch(fitted, actions, shuffled, states)
 
 
@@ -314,7 +318,7 @@ def _predict_batch(
         shown = {name: (video[i] * 255).round().to(torch.uint8) for name, video in on_cpu.items()}
         objects = {}
         if states is not None:
-            objects = {name: probe_objects(on_cpu[name][i, t:], states) for name in _PROBED}
+            objects = {name: probe_objects(on_cpu[name][i, t:], states[1:]) for name in _PROBED}
         yield Prediction(
             real=shown["real"],
             imagined=shown["imagined"],
@@ -324,6 +328,8 @@ def _predict_batch(
             context_frames=t,
             scores={name: FrameScores(psnrs[i], ssims[i]) for name, (psnrs, ssims) in scores.items()},
             objects=objects,
+            actions=None if batch.actions is None else batch.actions[i],
+            states=states,
         )
 
 

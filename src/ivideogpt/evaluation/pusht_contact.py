@@ -201,45 +201,34 @@ def contact_figures(
         predictions.append(prediction)
         if progress is not None:
             progress(len(predictions), len(episodes))
-    return contact_of(
-        world_model, episodes, predictions, seed=seed, start=start, sampling=sampling, batch_size=batch_size
-    )
+    return contact_of(world_model, predictions, seed=seed, sampling=sampling, batch_size=batch_size)
 
 
 def contact_of(
     world_model: WorldModel,
-    episodes: Sequence[Episode],
     predictions: Sequence[Prediction],
     *,
     seed: int = 0,
-    start: int = 0,
-    step_size: int = 1,
     sampling: SamplingConfig | None = None,
     batch_size: int = 8,
 ) -> Contact:
-    """The same where the episodes have been predicted already, by `predict_episodes` with the same arguments."""
+    """The same of episodes that have been predicted already, all with one start and horizon."""
+    states = _states_of(predictions)
     t = predictions[0].context_frames
     real = torch.stack([prediction.real for prediction in predictions])
-    layout = world_model.transformer.layout
-    length = real.shape[1] - int(layout.goal)
-    order = [start + step_size * index for index in layout.frame_order(length)]
-    states = np.stack([_states_of(episode)[order][t - 1 :] for episode in episodes])
-    actions = None
-    if world_model.transformer.config.action_dim is not None:
-        actions = torch.from_numpy(
-            np.stack([episode.actions[order] for episode in episodes if episode.actions is not None])
-        )
+    taken = [prediction.actions for prediction in predictions if prediction.actions is not None]
+    actions = torch.stack(taken) if taken else None
     how: dict[str, Any] = {"seed": seed, "sampling": sampling, "batch_size": batch_size}
-    fits = real.shape[1] - t <= world_model.trained_horizon
-    videos = {
-        "rollout": torch.stack([p.imagined[t:] for p in predictions]),
-        "copy_last": torch.stack([p.copy_last[t:] for p in predictions]),
-        "one_step": from_fresh_contexts(world_model, real, actions, **how),
-        **({"with_history": with_history(world_model, real, actions, **how)} if fits else {}),
-        "copy_previous": real[:, t - 1 : -1],
-        "reconstruction": torch.stack([p.reconstruction[t:] for p in predictions]),
-    }
-    return track_blocks(videos, states)
+    steps = {"one_step": from_fresh_contexts(world_model, real, actions, **how)}
+    if real.shape[1] - t <= world_model.trained_horizon:
+        steps["with_history"] = with_history(world_model, real, actions, **how)
+    steps["copy_previous"] = real[:, t - 1 : -1]
+    return track_blocks({**_predicted(predictions), **steps}, states)
+
+
+def track_predictions(predictions: Sequence[Prediction]) -> Contact:
+    """Look where the block is in predictions, without steps from the truth; errors as `contact_figures`."""
+    return track_blocks(_predicted(predictions), _states_of(predictions))
 
 
 def track_blocks(videos: Mapping[str, Tensor], states: np.ndarray[Any, Any]) -> Contact:
@@ -263,15 +252,25 @@ def _track(name: str, video: Tensor, states: np.ndarray[Any, Any], truth: Pose) 
     return Track(pose.found, position, angle, probe_objects(frames, states[:, 1:]))
 
 
-def _states_of(episode: Episode) -> np.ndarray[Any, Any]:
-    states = episode.states
-    if states is None or states.shape[1] != 5:
-        found = "none" if states is None else f"{states.shape[1]} numbers a frame"
+def _predicted(predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    """Future frames (B,F,3,R,R) by name."""
+    t = predictions[0].context_frames
+    return {
+        "rollout": torch.stack([prediction.imagined[t:] for prediction in predictions]),
+        "copy_last": torch.stack([prediction.copy_last[t:] for prediction in predictions]),
+        "reconstruction": torch.stack([prediction.reconstruction[t:] for prediction in predictions]),
+    }
+
+
+def _states_of(predictions: Sequence[Prediction]) -> np.ndarray[Any, Any]:
+    """(B,F+1,5)."""
+    states = [prediction.states for prediction in predictions if prediction.states is not None]
+    if len(states) < len(predictions):
         raise EpisodeError(
-            f"contact is measured against the simulator's states of Push-T, 5 numbers a frame; this episode has "
-            f"{found}. Record episodes with: ivideogpt record pusht."
+            "contact is measured against the simulator's states of Push-T, and an episode has none. "
+            "Record episodes with: ivideogpt record pusht."
         )
-    return states
+    return np.stack(states)
 
 
 def _explained(shown: Tensor, true: Tensor, chosen: Tensor) -> float | None:

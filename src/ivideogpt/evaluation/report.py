@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ivideogpt.evaluation import pictures
-from ivideogpt.evaluation.plot import line_plot
+from ivideogpt.evaluation.plot import line_plot, line_plots
 from ivideogpt.evaluation.prediction import Prediction, headline
 from ivideogpt.files import write_text_atomically
 
@@ -20,6 +20,9 @@ img { image-rendering: pixelated; max-width: 100%; } img.plot { image-rendering:
 table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .2rem .9rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; font-weight: 600; } td { font-variant-numeric: tabular-nums; } code { background: #f3f3f3; }
 """
+
+_PLOTTED = ("rollout", "copy_last", "reconstruction")
+_PUSHT_SIZE = 64  # pixels along a side of the frames in which the block can be found
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Section:
 
 
 def write_prediction(out: Path, prediction: Prediction, figures: Mapping[str, Any]) -> list[tuple[str, Path]]:
-    """Write prediction.mp4, prediction.gif, strip.png, psnr.png and metrics.json into a folder.
+    """Write prediction.mp4, prediction.gif, strip.png, psnr.png, metrics.json and, for Push-T, block.png into a folder.
 
     Args:
         out: folder, made if need be; files of these names are replaced.
@@ -69,7 +72,31 @@ def write_prediction(out: Path, prediction: Prediction, figures: Mapping[str, An
     pictures.write_png(strip, pictures.strip(rows, prediction.context_frames))
     pictures.write_png(psnr, plot)
     write_json(metrics, figures)
+    if _shows_a_block(prediction):
+        from ivideogpt.evaluation.pusht_contact import track_predictions
+
+        wrote.append(("block per frame", out / "block.png"))
+        write_block_plot(wrote[-1][1], track_predictions([prediction]).summary())
     return wrote
+
+
+def write_block_plot(path: Path, contact: Mapping[str, Any]) -> None:
+    """Plot how far Push-T's block is off in a rollout, frame by frame; errors as `write_prediction`.
+
+    Args:
+        path: a PNG file.
+        contact: `Contact.summary` of module `pusht_contact`.
+    """
+    titles = {
+        "position_error_px": "Block's position error, pixels",
+        "angle_error_deg": "Block's angle error, degrees",
+        "iou": "Overlap with the true block, IoU",
+    }
+    plots = {
+        title: {name.replace("_", " "): contact["per_frame"][name][figure] for name in _PLOTTED}
+        for figure, title in titles.items()
+    }
+    pictures.write_png(path, line_plots(plots, "future frame"))
 
 
 def prediction_section(title: str, folder: Path, prediction: Prediction) -> Section:
@@ -77,7 +104,7 @@ def prediction_section(title: str, folder: Path, prediction: Prediction) -> Sect
     return Section(
         title,
         images=[folder / "prediction.gif", folder / "strip.png"],
-        plots=[folder / "psnr.png"],
+        plots=[folder / name for name in (("psnr.png", "block.png") if _shows_a_block(prediction) else ("psnr.png",))],
         figures=headline(prediction.metrics),
     )
 
@@ -95,6 +122,10 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
     )
     write_text_atomically(path, text)
+
+
+def _shows_a_block(prediction: Prediction) -> bool:
+    return prediction.states is not None and prediction.real.shape[-1] == _PUSHT_SIZE
 
 
 def _section_html(section: Section) -> str:
