@@ -17,11 +17,12 @@ from ivideogpt.errors import ConfigError
 class Options(BaseOptions):
     """Record episodes from a simulator, one .npz file each. The same seed gives the same episode.
 
-    Most Push-T episodes push the block about, the others move smoothly at random.
+    In pusht the block is pushed to the goal about as people push it: mostly slowly, with corrections and pauses. In
+    pusht-fast it is pushed faster and anywhere.
     """
 
     environment: Positional[str]
-    """The simulator; pusht is the one there is."""
+    """pusht or pusht-fast."""
     episodes: int = Field(ge=1)
     """How many episodes to record."""
     out: Path
@@ -30,6 +31,9 @@ class Options(BaseOptions):
     """Seed of the first episode; the others follow. Below 100,000 for training, from 900,000 for evaluation only."""
     length: int = Field(100, ge=2)
     """Frames of an episode."""
+    behaviours: str | None = None
+    """Weights of the behaviours slow, medium, fast and random, such as slow=0.6,medium=0.2,random=0.2, instead of the
+    environment's own."""
     overwrite: bool = False
     """Replace the episodes that the folder holds."""
     resume: bool = False
@@ -46,8 +50,10 @@ class Options(BaseOptions):
 
 def run(options: Options) -> None:
     """Record the episodes."""
+    from ivideogpt.envs.pusht_behaviours import parse_mixture
     from ivideogpt.envs.record import record_episodes
 
+    mixture = None if options.behaviours is None else parse_mixture(options.behaviours)
     start = time.monotonic()
     with progress(f"recording {options.environment}", options.episodes, "episode") as bar:
         record_episodes(
@@ -58,6 +64,7 @@ def run(options: Options) -> None:
             length=options.length,
             overwrite=options.overwrite,
             resume=options.resume,
+            mixture=mixture,
             progress=lambda done, _: bar.update(done),
         )
     figures = {

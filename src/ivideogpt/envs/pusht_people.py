@@ -65,7 +65,7 @@ class PersistentPusher:
 
     def __init__(self, rng: np.random.Generator, pace: Pace = SLOW) -> None:
         self._rng = rng
-        own_pace = float(np.exp(rng.normal(0.0, 0.2)))
+        own_pace = float(np.exp(0.2 * np.clip(rng.normal(), -1.5, 1.5)))
         self._pace = Pace(pace.travel * own_pace, pace.push * own_pace)
         self._tremor = rng.uniform(0.3, 1.2)
         self._hurry = 1.0  # changes slowly

@@ -226,7 +226,7 @@ def _clear(start: Vector, ends: Vector) -> npt.NDArray[np.bool_]:
     along = np.linspace(0.0, 1.0, 13)[None, :, None]
     points = start + along * (ends[:, None] - start)
     travelled = np.linalg.norm(points - start, axis=-1)
-    needed = np.minimum(_KEPT_CLEAR, float(_gap(start)) - 1.0 + 0.3 * travelled)
+    needed = np.minimum(_KEPT_CLEAR, float(_gap(start)) - 1.0 + 0.1 * travelled)
     return (_gap(points) >= needed).all(axis=1)
 
 
