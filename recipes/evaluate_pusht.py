@@ -1,36 +1,39 @@
 """Evaluate a world model on held-out Push-T episodes: all the figures of its model card.
 
     python recipes/evaluate_pusht.py --model pusht-64 --out outputs/evaluation
+    python recipes/evaluate_pusht.py --model pusht-64 --set pusht-fast --out outputs/evaluation-fast
 
 64 episodes (seeds 900000 to 900063, never trained on), 2 context frames and 14 future frames from the start of each
-episode, the recorded actions, one sample each. Writes metrics.json, psnr.png, and the best and worst episodes as
-episodes.png.
+episode, the recorded actions, one sample each; and each future frame once more in one step from the truth. Prints the
+table of the card. Writes it as card.md, all figures as metrics.json, psnr.png, block.png, and the best and worst
+episodes as episodes.png.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import platform
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from PIL import Image
 
 from ivideogpt import WorldModel, __version__
-from ivideogpt.cli.console import finish, progress, report
+from ivideogpt.cli.console import finish, progress, tell
 from ivideogpt.data.segment import fit_to_square
 from ivideogpt.devices import Precision, choose_device
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, pusht_episode
 from ivideogpt.errors import InputError
 from ivideogpt.evaluation.pictures import prediction_rows, stacked, strip, write_png
 from ivideogpt.evaluation.plot import line_plot
-from ivideogpt.evaluation.prediction import Evaluation, evaluate_episodes, headline
-from ivideogpt.files import require_free_output, write_atomically
+from ivideogpt.evaluation.prediction import Evaluation, evaluate_episodes
+from ivideogpt.evaluation.pusht_contact import contact_of
+from ivideogpt.evaluation.report import write_block_plot, write_json
+from ivideogpt.files import require_free_output, write_text_atomically
 
 CALIBRATED, CALIBRATED_FRAMES = 8, 4  # episodes for w8a8, and future frames of each
 SHOWN = 3  # best episodes, and as many of the worst
@@ -44,8 +47,12 @@ class Options:
     """A shipped model, a model folder, or a Hub id."""
     out: Path = Path("outputs/evaluation")
     """Folder for the figures and pictures."""
+    episode_set: Annotated[Literal["pusht", "pusht-fast"], tyro.conf.arg(name="set")] = "pusht"
+    """Episodes pushed as people push, or faster and anywhere."""
     episodes: int = 64
     """How many episodes; their seeds begin at 900000."""
+    start: int = 0
+    """First context frame of every episode."""
     horizon: int = 14
     """Future frames."""
     seed: int = 0
@@ -66,23 +73,30 @@ def main(options: Options) -> None:
     device = choose_device(options.device)
     world_model = WorldModel.from_pretrained(options.model, device=device)
     if options.precision != "float32":
-        world_model = world_model.prepared(options.precision, calibration=calibration_videos(world_model))
+        world_model = world_model.prepared(
+            options.precision, calibration=calibration_videos(world_model, options.episode_set)
+        )
     seeds = range(EVALUATION_SEEDS_FROM, EVALUATION_SEEDS_FROM + options.episodes)
-    length = world_model.tokenizer.config.context_frames + options.horizon
-    episodes = [pusht_episode(seed, length) for seed in seeds]
+    length = options.start + world_model.tokenizer.config.context_frames + options.horizon
+    episodes = [pusht_episode(seed, length, options.episode_set) for seed in seeds]
     started = time.monotonic()
     with progress("imagining", options.episodes, "episode") as bar:
         evaluation = evaluate_episodes(
             world_model,
             episodes,
+            start=options.start,
             horizon=options.horizon,
             seed=options.seed,
             batch_size=options.batch_size,
             progress=lambda done, _: bar.update(done),
         )
+    tell("imagining each frame in one step from the truth")
+    contact = contact_of(world_model, evaluation.predictions, seed=options.seed, batch_size=options.batch_size)
     figures = {
         "model": options.model,
+        "set": options.episode_set,
         "episode_seeds": [seeds[0], seeds[-1]],
+        "start": options.start,
         "sampling_seed": options.seed,
         "precision": world_model.precision or options.precision,
         "sampling": world_model.sampling.model_dump(),
@@ -90,16 +104,18 @@ def main(options: Options) -> None:
         "versions": {"ivideogpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         **evaluation.metrics,
+        "contact": contact.summary(),
     }
     wrote = write(options.out, evaluation, figures, seeds)
-    report(headline(figures))
+    print(card(figures))
     finish(wrote)
 
 
-def calibration_videos(world_model: WorldModel) -> torch.Tensor:
+def calibration_videos(world_model: WorldModel, episode_set: str) -> torch.Tensor:
     """(B,T,3,R,R) uint8: the first frames of some episodes that are not evaluated."""
     config = world_model.tokenizer.config
-    videos = [pusht_episode(seed, config.context_frames + CALIBRATED_FRAMES).frames for seed in range(CALIBRATED)]
+    length = config.context_frames + CALIBRATED_FRAMES
+    videos = [pusht_episode(seed, length, episode_set).frames for seed in range(CALIBRATED)]
     return torch.stack([fit_to_square(torch.from_numpy(video).movedim(-1, 1), config.resolution) for video in videos])
 
 
@@ -107,19 +123,85 @@ def write(out: Path, evaluation: Evaluation, figures: dict[str, Any], seeds: ran
     """Write the figures and pictures; say what lies where."""
     curves = {name.replace("_", " "): values for name, values in figures["per_frame"]["psnr"].items()}
     wrote = [
+        ("card", out / "card.md"),
         ("figures", out / "metrics.json"),
         ("PSNR per frame", out / "psnr.png"),
+        ("block per frame", out / "block.png"),
         ("best and worst episodes", out / "episodes.png"),
     ]
-    write_atomically(wrote[0][1], lambda temporary: write_json(temporary, figures))
-    write_png(wrote[1][1], line_plot(curves, "PSNR of future frames, dB", "future frame"))
-    write_png(wrote[2][1], best_and_worst(evaluation, seeds))
+    table, metrics, psnr, block, strips = (path for _, path in wrote)
+    write_text_atomically(table, card(figures) + "\n")
+    write_json(metrics, figures)
+    write_png(psnr, line_plot(curves, "PSNR of future frames, dB", "future frame"))
+    write_block_plot(block, figures["contact"])
+    write_png(strips, best_and_worst(evaluation, seeds))
     return wrote
 
 
-def write_json(path: Path, figures: dict[str, Any]) -> None:
-    """Write figures as a human reads them."""
-    path.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+def card(figures: dict[str, Any]) -> str:
+    """The table of the model card: copying, what is imagined, the tokenizer's ceiling, and what is aimed at."""
+    psnr, contact, horizon = figures["psnr"], figures["contact"], figures["horizon"]
+    lost, objects = figures["psnr_lost_by_shuffling"], figures["objects"]
+    agent = {name: objects[name]["agent_median_error_at_last_frame_px"] for name in ("imagined", "reconstruction")}
+    seen = {name: objects[name]["agent_visible_share"] for name in ("imagined", "reconstruction")}
+    share, way = figures["share_of_ceiling"], contact["way_to_reconstruction"]
+    rollout = ("copy_last", "rollout", "reconstruction")
+    rows = [
+        ("", "copy", "imagined", "reconstructed", "aim"),
+        ("---",) * 5,
+        ("tokenizer: block's centre off, median pixels", "", "", shown(contact["tokenizer_centre_error_px"]), ""),
+        *steps(contact, "one_step", "one step from two true frames"),
+        *steps(contact, "with_history", "one step from all true frames"),
+        block_row(contact, "iou", "last_frame", rollout, f"rollout: block's IoU at frame {horizon}", "0.75"),
+        block_row(contact, "iou", "moving", rollout, "rollout: block's IoU, moving frames", ""),
+        ("rollout: way from copy to ceiling in that", "", percent(way["rollout"]), "", ""),
+        block_row(contact, "median_position_error_px", "last_frame", rollout, "rollout: block off, median pixels", ""),
+        ("rollout: PSNR, dB", *(shown(psnr[name]) for name in ("copy_last", "imagined", "reconstruction")), "29"),
+        ("rollout: way from copy to ceiling in PSNR", "", percent(share), "", "60 %"),
+        ("rollout: PSNR lost by shuffled actions, dB", "", shown(lost), "", "3"),
+        ("rollout: agent visible", "", percent(seen["imagined"]), percent(seen["reconstruction"]), "95 %"),
+        (f"rollout: agent off at frame {horizon}, median pixels", "", *map(shown, agent.values()), "2"),
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def steps(contact: dict[str, Any], name: str, title: str) -> list[tuple[str, ...]]:
+    """Rows of one way to take one step from the truth, over the frames in which the block moves; none without it."""
+    if name not in contact["block"]:
+        return []
+    names = ("copy_previous", name, "reconstruction")
+    explained = [
+        (f"{title}: {what} explained", "0 %", percent(shares[name]), percent(shares["reconstruction"]), "")
+        for what, shares in (("motion", contact["motion_explained"]), ("rotation", contact["rotation_explained"]))
+    ]
+    lost = contact["block"][name]["not_found_share_moving"]
+    return [
+        *explained,
+        block_row(contact, "median_position_error_px", "moving", names, f"{title}: block off, median pixels", ""),
+        block_row(
+            contact, "median_angle_error_deg", "turning", names, f"{title}: block turned off, median degrees", ""
+        ),
+        block_row(contact, "iou", "moving", names, f"{title}: block's IoU", ""),
+        (f"{title}: no block found", "", percent(lost), "", ""),
+        block_row(contact, "iou", "still", names, f"{title}: block's IoU, other frames", ""),
+    ]
+
+
+def block_row(
+    contact: dict[str, Any], figure: str, group: str, names: tuple[str, ...], title: str, aim: str
+) -> tuple[str, ...]:
+    """A figure of the block in three kinds of video."""
+    return title, *(shown(contact["block"][name][figure][group]) for name in names), aim
+
+
+def shown(value: float | None) -> str:
+    """A figure with two decimals."""
+    return "none" if value is None else f"{value:.2f}"
+
+
+def percent(value: float | None) -> str:
+    """A share."""
+    return "none" if value is None else f"{100 * value:.0f} %"
 
 
 def best_and_worst(evaluation: Evaluation, seeds: range) -> Image.Image:

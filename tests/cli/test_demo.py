@@ -17,7 +17,9 @@ def test_demo_shows_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert figures["episodes"] == 1
     assert figures["fine_tuning"]["steps"] >= 1
     page = (out / "index.html").read_text()
-    for name in ("prediction.gif", "strip.png", "psnr.png"):
+    assert figures["contact"]["tokenizer_centre_error_px"] < 1
+    assert "src='block.png'" in page
+    for name in ("prediction.gif", "strip.png", "psnr.png", "block.png"):
         assert f"episode_910000/{name}" in page
         assert (out / "episode_910000" / name).is_file()
     assert (out / "fine-tuned" / "model" / "config.json").is_file()

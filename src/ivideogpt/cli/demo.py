@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _FIRST_EVALUATION_SEED = 910_000
 _FIRST_TRAINING_SEED = 90_000
 _TRAINING_EPISODES = 12
+_CONTACT = ("motion_explained", "rotation_explained", "way_to_reconstruction", "tokenizer_centre_error_px")
+_START = 30  # by then the agent has reached the block
 _FINE_TUNING = {"steps": 60, "batch_size": 8, "learning_rate": 2e-5, "warmup": 5, "ema": 0.0, "cache_tokens": 64}
 
 
@@ -76,7 +78,14 @@ def _imagine(options: Options) -> tuple[dict[str, Any], list[Section]]:
     from ivideogpt.devices import choose_device
     from ivideogpt.envs.record import record_episodes
     from ivideogpt.evaluation.prediction import headline, predict_episodes, summarize
-    from ivideogpt.evaluation.report import Section, prediction_section, write_prediction
+    from ivideogpt.evaluation.pusht_contact import contact_of
+    from ivideogpt.evaluation.report import (
+        Section,
+        prediction_section,
+        shows_a_block,
+        write_block_plot,
+        write_prediction,
+    )
     from ivideogpt.world_model import WorldModel
 
     world_model = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
@@ -87,12 +96,19 @@ def _imagine(options: Options) -> tuple[dict[str, Any], list[Section]]:
     episodes = [read_episode(path) for path in paths]
     predictions = []
     with progress("imagining", len(episodes), "episode") as bar:
-        for path, prediction in zip(paths, predict_episodes(world_model, episodes), strict=True):
+        for path, prediction in zip(paths, predict_episodes(world_model, episodes, start=_START), strict=True):
             write_prediction(options.out / path.stem, prediction, prediction.metrics)
             predictions.append(prediction)
             bar.advance()
     figures = headline(summarize(predictions))
-    sections = [Section("All episodes", figures=figures)]
+    plots = []
+    if all(map(shows_a_block, predictions)):
+        tell("imagining each frame once more, in one step from the truth")
+        contact = contact_of(world_model, predictions).summary()
+        write_block_plot(options.out / "block.png", contact)
+        figures["contact"] = headline({name: contact[name] for name in _CONTACT})
+        plots.append(Path("block.png"))
+    sections = [Section("All episodes", plots=plots, figures=figures)]
     for path, prediction in zip(paths, predictions, strict=True):
         sections.append(prediction_section(path.stem.replace("_", " "), Path(path.stem), prediction))
     return figures, sections

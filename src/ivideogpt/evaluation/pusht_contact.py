@@ -143,7 +143,7 @@ class Contact:
         position, angle = self._strict(name, self.position_error), self._strict(name, self.angle_error)
         last = torch.zeros_like(moving)
         last[:, -1] = True
-        groups = {"moving": moving, "still": ~moving, "last_frame": last}
+        groups = {"moving": moving, "still": ~moving, "turning": self.turning, "last_frame": last}
         return {
             "not_found_share": float((~track.found).float().mean()),
             "not_found_share_moving": _mean((~track.found)[moving].float()),

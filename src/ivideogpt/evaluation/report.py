@@ -22,7 +22,7 @@ th { text-align: left; font-weight: 600; } td { font-variant-numeric: tabular-nu
 """
 
 _PLOTTED = ("rollout", "copy_last", "reconstruction")
-_PUSHT_SIZE = 64  # pixels along a side of the frames in which the block can be found
+_PUSHT_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def write_prediction(out: Path, prediction: Prediction, figures: Mapping[str, An
     pictures.write_png(strip, pictures.strip(rows, prediction.context_frames))
     pictures.write_png(psnr, plot)
     write_json(metrics, figures)
-    if _shows_a_block(prediction):
+    if shows_a_block(prediction):
         from ivideogpt.evaluation.pusht_contact import track_predictions
 
         wrote.append(("block per frame", out / "block.png"))
@@ -99,12 +99,17 @@ def write_block_plot(path: Path, contact: Mapping[str, Any]) -> None:
     pictures.write_png(path, line_plots(plots, "future frame"))
 
 
+def shows_a_block(prediction: Prediction) -> bool:
+    """Whether it is one of Push-T, in frames in which the block can be found."""
+    return prediction.states is not None and prediction.real.shape[-1] == _PUSHT_SIZE
+
+
 def prediction_section(title: str, folder: Path, prediction: Prediction) -> Section:
     """The section of a page that shows what `write_prediction` wrote to `folder`, relative to the page."""
     return Section(
         title,
         images=[folder / "prediction.gif", folder / "strip.png"],
-        plots=[folder / name for name in (("psnr.png", "block.png") if _shows_a_block(prediction) else ("psnr.png",))],
+        plots=[folder / name for name in (("psnr.png", "block.png") if shows_a_block(prediction) else ("psnr.png",))],
         figures=headline(prediction.metrics),
     )
 
@@ -122,10 +127,6 @@ def write_page(path: Path, title: str, sections: Sequence[Section]) -> None:
         f"<style>{_STYLE}</style></head>\n<body><h1>{html.escape(title)}</h1>\n{body}\n</body></html>\n"
     )
     write_text_atomically(path, text)
-
-
-def _shows_a_block(prediction: Prediction) -> bool:
-    return prediction.states is not None and prediction.real.shape[-1] == _PUSHT_SIZE
 
 
 def _section_html(section: Section) -> str:
