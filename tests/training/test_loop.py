@@ -223,6 +223,30 @@ def test_resuming_is_bit_exact(tmp_path: Path, ema: float, accumulate: int) -> N
     assert same(model_weights(tmp_path / "whole"), model_weights(tmp_path / "parts"))
 
 
+@pytest.mark.parametrize("last", [1, 3, 5])
+def test_a_run_that_is_stopped_saves_and_goes_on_as_if_nothing_had_happened(tmp_path: Path, last: int) -> None:
+    whole = list(run(Learner(), settings(tmp_path / "whole", ema=0.9)))
+    parts = settings(tmp_path / "parts", ema=0.9)
+    prepare_run(parts)
+    done = iter(range(1, 9))
+    reports = list(train(Learner(), Stream(), Stream(seed=9), parts, CPU, stop=lambda: next(done) == last))
+    assert [report.step for report in reports] == list(range(1, last + 1))
+    assert reports[-1].saved == tmp_path / "parts" / "checkpoints" / f"step_{last:08}"
+    assert model_weights(tmp_path / "parts")
+    resumed = parts.model_copy(update={"resume": True, "max_minutes": 60.0})
+    rest = list(run(Learner(), resumed))
+    assert [r.losses for r in reports + rest] == [r.losses for r in whole]
+    assert same(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
+    assert same(model_weights(tmp_path / "whole"), model_weights(tmp_path / "parts"))
+
+
+def test_a_run_is_not_stopped_at_its_end(tmp_path: Path) -> None:
+    asked = iter([False, False])  # not after the third step
+    prepare_run(settings(tmp_path, steps=3))
+    reports = train(Learner(), Stream(), Stream(9), settings(tmp_path, steps=3), CPU, stop=lambda: next(asked))
+    assert [report.step for report in reports] == [1, 2, 3]
+
+
 def test_how_often_it_looks_changes_nothing(tmp_path: Path) -> None:
     list(run(Learner(), settings(tmp_path / "often", log_every=1, validate_every=1, save_every=1, ema=0.5)))
     list(run(Learner(), settings(tmp_path / "seldom", log_every=9, validate_every=9, save_every=9, ema=0.5)))

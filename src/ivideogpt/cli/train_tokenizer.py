@@ -9,7 +9,10 @@ from ivideogpt.training.config import TokenizerTrainingConfig
 
 
 class Options(TokenizerTrainingConfig):
-    """Train a tokenizer on episodes: real frames in, tokens and frames out. Can be killed and resumed at any time."""
+    """Train a tokenizer on episodes: real frames in, tokens and frames out. Can be killed and resumed at any time.
+
+    SIGTERM and Ctrl-C finish the step under way and save; a second one ends at once.
+    """
 
     as_json: Json = False
     """Print the figures as JSON."""
@@ -29,7 +32,7 @@ def run(options: Options) -> None:
             f"times (--mse-weight), and patches without change are drawn to one code with weight {weights.rest:g} "
             "(--rest-weight)."
         )
-    figures = show_training("training the tokenizer", train_tokenizer(config), config)
+    figures = show_training("training the tokenizer", train_tokenizer, config)
     next_step = (
         f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
     )

@@ -10,7 +10,8 @@ from ivideogpt.training.config import TransformerTrainingConfig
 class Options(TransformerTrainingConfig):
     """Train a transformer to continue a tokenizer's tokens, with actions where the episodes have them.
 
-    Can be killed and resumed at any time.
+    Can be killed and resumed at any time. SIGTERM and Ctrl-C finish the step under way and save; a second one ends at
+    once.
     """
 
     as_json: Json = False
@@ -22,6 +23,6 @@ def run(options: Options) -> None:
     from ivideogpt.training.run import train_transformer
 
     config = TransformerTrainingConfig(**options.model_dump(exclude={"as_json"}))
-    figures = show_training("training the transformer", train_transformer(config), config)
+    figures = show_training("training the transformer", train_transformer, config)
     next_step = f"ivideogpt predict --model {config.out}/model --episode pusht:900000"
     finish_training(figures, config, next_step, options.as_json)

@@ -5,6 +5,7 @@ Shapes: B segments, T frames, R resolution, A action size, S state size.
 
 from __future__ import annotations
 
+import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -159,6 +160,7 @@ class SegmentLoader:
             sampler=_StepsFrom(start_step),
             num_workers=self.workers,
             multiprocessing_context="forkserver",
+            worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # its own, so that the global random stream stays as it was
         )
         for batch in loader:
@@ -230,6 +232,15 @@ class _StepsFrom(Sampler[int]):
         while True:
             yield step
             step += 1
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to the whole group of processes is for the training, which may finish its step; its workers end with it.
+
+    Here and not only before the process begins: torch gives its workers a handler of their own.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _size(episode: Episode) -> int:

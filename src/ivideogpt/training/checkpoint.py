@@ -30,7 +30,7 @@ _WRITTEN = (
 # What may differ between a run and its continuation: nothing that changes a weight.
 _FREE_TO_CHANGE = {
     "out", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every", "keep",
-    "resume", "overwrite",
+    "max_minutes", "resume", "overwrite",
 }  # fmt: skip
 
 

@@ -80,6 +80,9 @@ class TrainingConfig(Config):
     """Steps between two checkpoints."""
     keep: int = Field(2, ge=1)
     """Checkpoints kept; older ones are removed."""
+    max_minutes: float | None = Field(None, gt=0)
+    """Stop after this many minutes, everything read and tokenized before the first step included; what was learned is
+    saved, and `resume` goes on. The learning rate still follows `steps`. Left out: no limit."""
     resume: bool = False
     """Continue the run in `out` exactly where its last checkpoint stands."""
     overwrite: bool = False

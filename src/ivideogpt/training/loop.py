@@ -8,7 +8,8 @@ from (seed, step), so a run that continues from a checkpoint repeats the uninter
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +80,19 @@ class Learner(Protocol[SampleT]):
         ...
 
 
+def never() -> bool:
+    """Do not stop before the end."""
+    return False
+
+
+def stop_in_time(config: TrainingConfig, stop: Callable[[], bool]) -> Callable[[], bool]:
+    """Whether `stop` says so or `max_minutes`, counted from now, have passed."""
+    if config.max_minutes is None:
+        return stop
+    end = time.monotonic() + 60 * config.max_minutes
+    return lambda: stop() or time.monotonic() >= end
+
+
 class Batches(Protocol[SampleOut]):
     """A stream of batches that is a pure function of its seed."""
 
@@ -130,6 +144,7 @@ def train(
     validation: Batches[SampleT],
     config: TrainingConfig,
     device: torch.device,
+    stop: Callable[[], bool] = never,
 ) -> Iterator[StepReport]:
     """Train until `config.steps`, from the run's newest checkpoint where there is one.
 
@@ -137,6 +152,8 @@ def train(
         learner: the model and how it learns, already on `device`.
         batches, validation: training and held-out batches.
         config: see `TrainingConfig`; the run folder must have been claimed with `prepare_run`.
+        device: where the model is.
+        stop: asked after each step; True saves and ends, and a resumed run goes on as if nothing had happened.
 
     Yields:
         A report after each optimizer step.
@@ -167,10 +184,12 @@ def train(
                 with average.applied(learner.model):
                     figures, picture = _validate(learner, held_out)
                 log.write_validation(done, figures, picture)
-            saved = None
-            if _due(done, config.save_every, config.steps):
+            saved, stopping = None, done < config.steps and stop()
+            if stopping or _due(done, config.save_every, config.steps):
                 saved = _save(learner, optimizer, average, config, done)
             yield StepReport(done, losses, figures, saved, metrics)
+            if stopping:
+                return
 
 
 def _optimizer_step(

@@ -5,7 +5,7 @@ Nothing is written, and a run folder is not touched, before the data and the mod
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from ivideogpt.devices import choose_device, wants_bf16
 from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
-from ivideogpt.training.loop import Batches, StepReport, prepare_run, train
+from ivideogpt.training.loop import Batches, StepReport, never, prepare_run, stop_in_time, train
 from ivideogpt.training.states import state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
@@ -46,11 +46,16 @@ class Episodes(NamedTuple):
     held_out: list[int]
 
 
-def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
+def train_tokenizer(config: TokenizerTrainingConfig, stop: Callable[[], bool] = never) -> Iterator[StepReport]:
     """Train a tokenizer; yields after each optimizer step. Actions in the episodes are not even read.
+
+    Args:
+        config: see `TokenizerTrainingConfig`.
+        stop: asked after each step; True saves and ends.
 
     Errors as `training.loop.prepare_run` and `train`, and those of the data and of the model to start from.
     """
+    stop = stop_in_time(config, stop)
     device = choose_device(config.device)
     episodes = open_episodes(config, action_key=None)
     model = make_tokenizer(config, state_config(config, episodes.source, episodes.training))
@@ -65,11 +70,19 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Iterator[StepReport]:
     training, validation = open_batches(config, episodes, spec, model.config.resolution)
     learner = TokenizerLearner(model, config, device, wants_bf16(config.precision, device))
     prepare_run(config)
-    return train(learner, training, validation, config, device)
+    return train(learner, training, validation, config, device, stop)
 
 
-def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport | CacheReport]:
-    """Train a transformer on a frozen tokenizer's tokens; yields after each step. Errors as `train_tokenizer`."""
+def train_transformer(
+    config: TransformerTrainingConfig, stop: Callable[[], bool] = never
+) -> Iterator[StepReport | CacheReport]:
+    """Train a transformer on a frozen tokenizer's tokens; yields after each step. Errors as `train_tokenizer`.
+
+    Args:
+        config: see `TransformerTrainingConfig`.
+        stop: asked after each step; True saves and ends. While tokens are cached there is nothing to save yet.
+    """
+    stop = stop_in_time(config, stop)
     device = choose_device(config.device)
     bf16 = wants_bf16(config.precision, device)
     tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer_name).to(device)
@@ -89,7 +102,7 @@ def train_transformer(config: TransformerTrainingConfig) -> Iterator[StepReport 
     _require_room(model, spec.length)
     learner = TransformerLearner(model, tokenizer, config, device, bf16)
     prepare_run(config)
-    return _train_on_tokens(learner, training, validation, config, device, bf16)
+    return _train_on_tokens(learner, training, validation, config, device, bf16, stop)
 
 
 def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
@@ -154,6 +167,7 @@ def _train_on_tokens(
     config: TransformerTrainingConfig,
     device: torch.device,
     bf16: bool,
+    stop: Callable[[], bool],
 ) -> Iterator[StepReport | CacheReport]:
     tokenized = TokenizedBatches(training, learner.tokenizer, device, bf16)
     held_out = TokenizedBatches(validation, learner.tokenizer, device, bf16)
@@ -164,10 +178,12 @@ def _train_on_tokens(
         if cached is None:
             for segments in fill_cache(tokenized, config.cache_tokens, file):
                 yield CacheReport(segments)
+                if segments < config.cache_tokens and stop():
+                    return
             cached = read_cache(file)
         assert cached is not None, "the cache was just filled"
         batches = CachedTokens(cached, config.batch_size, config.seed)
-    yield from train(learner, batches, held_out, config, device)
+    yield from train(learner, batches, held_out, config, device, stop)
 
 
 def _require_room(model: VideoTransformer, frames: int) -> None:
