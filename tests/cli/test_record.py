@@ -37,10 +37,20 @@ def test_keeps_what_is_there_unless_told(tmp_path: Path, capsys: pytest.CaptureF
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_behaviours_by_weight(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert record(tmp_path, "--behaviours", "random=1, slow=0") == 0
+    assert main(["record", "pusht-fast", "--episodes", "4", "--length", "4", "--out", str(tmp_path), "--resume"]) == 0
+    capsys.readouterr()
+    found = [read_episode(path).metadata["behaviours"] for path in sorted(tmp_path.iterdir())]
+    assert found == [{"fast": 0.7, "random": 0.3}] * 4
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["record", "push", "--episodes", "1"], "'pusht'"),
+        (["record", "pusht", "--episodes", "1", "--behaviours", "slow"], "is not name=weight"),
+        (["record", "pusht", "--episodes", "1", "--behaviours", "slwo=1"], "Did you mean 'slow'"),
         (["record", "pusht", "--episodes", "0"], "greater than or equal to 1"),
         (["record", "pusht", "--episodes", "1", "--length", "1"], "greater than or equal to 2"),
         (["record", "pusht", "--episodes", "1", "--seed", "100000"], "900000"),

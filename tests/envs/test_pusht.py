@@ -111,6 +111,30 @@ def test_refuses_actions(action: list[float]) -> None:
         env.step(np.array(action, np.float32))
 
 
+def test_contacts_are_those_of_agent_and_block() -> None:
+    env = PushT()
+    _, info = env.reset(options={"reset_to_state": [256, 480, 256, 200, 0]})
+    assert info["contacts"] == 0
+    found = []
+    for _ in range(6):
+        before = info["state"][2:]
+        _, _, _, _, info = env.step(world_to_action(np.array([256.0, 100.0])))
+        found.append((info["contacts"], float(np.abs(info["state"][2:] - before).max())))
+    assert found[0] == (0, 0)
+    assert max(contacts for contacts, _ in found) == 10  # the stem's end is met in one point
+    assert all(contacts > 0 for contacts, moved in found if moved > 5)
+    assert all(moved > 0 for contacts, moved in found if contacts > 0)
+
+
+def test_a_block_in_the_wall_is_no_contact() -> None:
+    env = PushT()
+    _, info = env.reset(options={"reset_to_state": [400, 400, 40, 200, 0]})
+    before = info["state"][2:]
+    _, _, _, _, info = env.step(world_to_action(np.array([400.0, 400.0])))
+    assert np.abs(info["state"][2:] - before).max() > 1
+    assert info["contacts"] == 0
+
+
 def test_block_mask_lines_up_with_the_picture() -> None:
     for frame, state in some_frames():
         drawn, true = near(frame, *BLOCK_COLOURS), block_mask(state)

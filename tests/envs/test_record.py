@@ -15,7 +15,7 @@ from ivideogpt.envs.pusht import PushT
 from ivideogpt.envs.record import pusht_episode, record_episodes
 from ivideogpt.errors import InputError, OutputError
 
-FIELDS = ("frames", "actions", "rewards", "states")
+FIELDS = ("frames", "actions", "rewards", "states", "contacts")
 
 
 def assert_equal(one: Episode, other: Episode) -> None:
@@ -46,6 +46,7 @@ def test_an_episode_replays_in_the_simulator() -> None:
     assert episode.actions is not None
     assert episode.rewards is not None
     assert episode.states is not None
+    assert episode.contacts is not None
     assert np.abs(episode.actions).max() <= 1
     assert episode.rewards[0] == 0
     assert episode.metadata["seed"] == 900_000
@@ -53,6 +54,7 @@ def test_an_episode_replays_in_the_simulator() -> None:
     frame, info = env.reset(seed=900_000)
     for j in range(30):
         np.testing.assert_array_equal(frame, episode.frames[j])
+        assert info["contacts"] == episode.contacts[j]
         np.testing.assert_array_equal(info["state"].astype(np.float32), episode.states[j])
         frame, reward, _, _, info = env.step(episode.actions[j])
         if j < 29:
@@ -70,16 +72,52 @@ def test_another_process_records_the_same() -> None:
     assert result.stdout.split()[-1] == digest(pusht_episode(3, 40))
 
 
-def test_both_policies_occur() -> None:
-    kinds = [pusht_episode(seed, 2, "pusht-fast").metadata["behaviour"] for seed in range(60)]
-    assert 0.5 < kinds.count("fast") / len(kinds) < 0.9
-    assert set(kinds) == {"fast", "random"}
+@pytest.mark.parametrize(
+    ("seed", "length", "behaviour", "frames", "actions"),
+    [
+        (3, 40, "fast", "daedc0a74633cd72", "318354b00b3babca"),
+        (4, 40, "random", "aa525f6e73a28cf3", "74983d7687395c97"),
+        (900_000, 30, "fast", "11140fd7178695a6", "d40f66a2280417a6"),
+    ],
+)
+def test_fast_episodes_are_those_of_old(seed: int, length: int, behaviour: str, frames: str, actions: str) -> None:
+    episode = pusht_episode(seed, length, "pusht-fast")
+    assert episode.actions is not None
+    assert episode.metadata["behaviour"] == behaviour
+    assert hashlib.sha256(episode.frames.tobytes()).hexdigest()[:16] == frames
+    assert hashlib.sha256(episode.actions.tobytes()).hexdigest()[:16] == actions
+
+
+def test_metadata_names_what_the_columns_are() -> None:
+    episode = pusht_episode(0, 2, mixture={"random": 2, "slow": 6})
+    assert episode.states is not None
+    assert episode.metadata["state_names"] == ["agent x", "agent y", "block x", "block y", "block angle"]
+    assert episode.metadata["state_angles"] == [4]
+    assert episode.metadata["action_names"] == ["target x", "target y"]
+    assert episode.metadata["behaviours"] == {"slow": 0.75, "random": 0.25}
+    assert episode.metadata["env"] == "pusht"
+
+
+def test_contacts_are_there_when_the_block_moves() -> None:
+    touched, moved = [], []
+    for seed in range(6):
+        episode = pusht_episode(seed, 60)
+        assert episode.states is not None
+        assert episode.contacts is not None
+        assert episode.contacts[0] == 0
+        moved.append(np.abs(np.diff(episode.states[3:, 2:4], axis=0)).max(axis=1))  # walls push at the start
+        touched.append(episode.contacts[4:])
+    motion, contacts = np.concatenate(moved), np.concatenate(touched)
+    assert (contacts[motion > 1] > 0).all()  # the last contact of a frame still moves the block a little in the next
+    assert (motion[contacts == 0] < 0.01).mean() > 0.9
+    assert 0.1 < (contacts > 0).mean() < 0.9
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"environment": "push"}, "unknown environment 'push'. Did you mean 'pusht'"),
+        ({"environment": "push"}, "unknown environment 'push'. Did you mean 'pusht'.*Available: pusht, pusht-fast"),
+        ({"mixture": {"slow": 1, "quick": 1}}, "unknown behaviour 'quick'.*Available: fast, medium, random, slow"),
         ({"episodes": 0}, "episodes is 0"),
         ({"length": 1}, "length is 1 frames"),
         ({"seed": -1}, r"seeds -1\.\.0"),
@@ -118,3 +156,13 @@ def test_resume_keeps_whole_episodes_and_records_the_rest(tmp_path: Path) -> Non
     assert kept.stat().st_mtime_ns == before
     for seed, path in enumerate(paths):
         assert_equal(read_episode(path), pusht_episode(seed, 4))
+
+
+def test_resume_replaces_episodes_of_another_mixture(tmp_path: Path) -> None:
+    (path,) = record_episodes("pusht", 1, tmp_path, length=4)
+    for environment, mixture in (("pusht", {"fast": 1.0}), ("pusht-fast", None), ("pusht", None)):
+        record_episodes(environment, 1, tmp_path, length=4, mixture=mixture, resume=True)
+        before = path.stat().st_mtime_ns
+        assert_equal(read_episode(path), pusht_episode(0, 4, environment, mixture))
+        record_episodes(environment, 1, tmp_path, length=4, mixture=mixture, resume=True)
+        assert path.stat().st_mtime_ns == before

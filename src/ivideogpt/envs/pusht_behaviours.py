@@ -12,7 +12,7 @@ Ahead: that of (target - agent) / 100. Moving: frames in which the block moves m
     fast    212 215   0.54 0.54   256 265, 121 119  261 286, 109 109  3.17 ± 1.79  30 %
     random  139 137   0.35 0.35   251 298, 128 122  246 292, 118 108  3.16 ± 1.87  11 %
 
-Slow episodes cover 80 % of the goal within 100 frames in one of two, within 150 in three of four.
+80 % of the goal are covered at some time in 49 % of the episodes of 100 frames, in 74 % of those of 150.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ def checked_mixture(weights: Mapping[str, float]) -> dict[str, float]:
         if not (math.isfinite(weight) and weight >= 0):
             raise InputError(f"behaviour {name!r} has weight {weight}; a weight is a finite number, 0 or more.")
     total = sum(weights.values())
-    if not total > 0:
+    if not 0 < total < math.inf:
         raise InputError(
-            f"the behaviours have the weights {dict(weights)}; at least one must be above 0. "
+            f"the behaviours have the weights {dict(weights)}; at least one must be above 0, and their sum finite. "
             f"Available: {', '.join(BEHAVIOURS)}."
         )
     # Rounded so that weights given as 6 and 4 or as 0.6 and 0.4 are the same mixture.

@@ -107,6 +107,11 @@ class Push:
             point[1] = max(point[1], 52.0)
         return Push(point, self.normal, self.pose, self.gain)
 
+    def after(self, block: Vector, length: float) -> Vector:
+        """The block's pose (3,) when it has been pushed `length` units from pose (3,)."""
+        move, turn = _arc(self.point, self.normal, np.array(length))
+        return _pose(mass_centre(block) + _turned(move, float(block[2])), float(block[2] + turn))
+
     def remaining(self, block: Vector) -> float:
         """How much further to push from pose (3,) so that the block comes nearest to what was intended."""
         lengths = np.linspace(0.0, 130.0, 66)
@@ -168,9 +173,8 @@ def choose_push(agent: Vector, block: Vector, pose: Vector, rng: np.random.Gener
     per_contact += rng.gumbel(0.0, whim, len(POINTS))
     best = int((cost.reshape(len(POINTS), -1) + per_contact[:, None]).argmin())
     contact = best // len(_PUSH_LENGTHS)
-    origin = centres[best] - _turned(MASS_CENTRE, float(angles[best]))
     gain = pose_distance(block, pose) - float(min(after_one[best], after_two[best]))
-    return Push(POINTS[contact], NORMALS[contact], np.append(origin, angles[best]), gain)
+    return Push(POINTS[contact], NORMALS[contact], _pose(centres[best], float(angles[best])), gain)
 
 
 def way_round(agent: Vector, goal: Vector, block: Vector) -> list[Vector]:
@@ -193,6 +197,11 @@ def way_round(agent: Vector, goal: Vector, block: Vector) -> list[Vector]:
     step = 1 if forwards[i, j] <= backwards[i, j] else -1
     count = int(steps[i, j]) if step == 1 else int(ring - steps[i, j]) % ring
     return [*(world[(i + step * k) % ring] for k in range(count + 1)), goal]
+
+
+def _pose(centre: Vector, angle: float) -> Vector:
+    """The pose (3,) of a block whose mass centre is at `centre`."""
+    return np.append(centre - _turned(MASS_CENTRE, angle), angle)
 
 
 def _distance(gap: Vector, angle: Vector | float) -> Vector:

@@ -28,11 +28,12 @@ def test_round_trip(tmp_path: Path) -> None:
         actions=ACTIONS.astype(np.float32),
         rewards=np.arange(6, dtype=np.float32),
         states=np.ones((6, 5), np.float32),
+        contacts=np.arange(6, dtype=np.float32),
         metadata={"env": "pusht", "seed": 3, "tags": ["a", None, 1.5]},
     )
     write_episode(tmp_path / "new" / "episode.npz", episode)
     back = read_episode(tmp_path / "new" / "episode.npz")
-    for name in ("frames", "actions", "rewards", "states"):
+    for name in ("frames", "actions", "rewards", "states", "contacts"):
         np.testing.assert_array_equal(getattr(back, name), getattr(episode, name))
         assert getattr(back, name).dtype == getattr(episode, name).dtype
     assert back.metadata == episode.metadata
@@ -43,6 +44,7 @@ def test_round_trip_of_plain_video(tmp_path: Path) -> None:
     back = read_episode(tmp_path / "video.npz", action_key=None)
     assert back.actions is None
     assert back.rewards is None
+    assert back.contacts is None
     assert back.metadata == {}
 
 
