@@ -157,11 +157,11 @@ def _simulator_class() -> Any:
     finally:
         if stand_in:
             del sys.modules["cv2"]
-    from pygame.surfarray import array3d
+    from pygame.surfarray import pixels3d
 
     class Simulator(PushTEnv):  # type: ignore[misc]
         def _get_img(self, screen: Any, width: int, height: int, render_action: bool = False) -> Any:
-            return _shrink(array3d(screen).transpose(1, 0, 2), width)
+            return _shrink(pixels3d(screen).transpose(1, 0, 2), width)
 
         def count_contacts(self) -> None:
             """Count from 0 the points in which agent and block touch.
@@ -192,5 +192,8 @@ def _shrink(picture: npt.NDArray[np.uint8], resolution: int) -> npt.NDArray[np.u
     """Sample a square picture at the pixel centres: bilinear, to the last bit what OpenCV's resize gives."""
     step = len(picture) // resolution
     near = np.arange(resolution) * step + step // 2 - 1
-    rows = picture[near].astype(np.uint16) + picture[near + 1]
-    return ((rows[:, near] + rows[:, near + 1] + 2) // 4).astype(np.uint8)
+    total = np.full((resolution, resolution, 3), 2, np.uint16)
+    for rows in (near, near + 1):
+        for columns in (near, near + 1):
+            total += picture[rows[:, None], columns]
+    return (total // 4).astype(np.uint8)
