@@ -9,7 +9,13 @@ import pytest
 from ivideogpt.config import StateConfig, TokenizerConfig, TransformerConfig
 from ivideogpt.errors import ConfigError
 
-USUAL: dict[str, Any] = {"names": ("x", "turn"), "angles": (1,), "mean": (0.1, 0.0), "std": (2.0, 1.0)}
+USUAL: dict[str, Any] = {
+    "names": ("x", "turn"),
+    "angles": (1,),
+    "mean": (0.1, 0.0),
+    "std": (2.0, 1.0),
+    "change": (0.5, 0.1),
+}
 
 
 def test_sizes_of_a_state() -> None:
@@ -20,15 +26,17 @@ def test_sizes_of_a_state() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mean": (), "std": (), "names": (), "angles": ()}, "mean is .*at least 1 item"),
-        ({"std": (1.0,)}, "2 means, 1 standard deviations and 2 names"),
-        ({"names": ("x",)}, "2 means, 2 standard deviations and 1 names"),
+        ({"mean": (), "std": (), "change": (), "names": (), "angles": ()}, "mean is .*at least 1 item"),
+        ({"std": (1.0,)}, "2 means, 1 standard deviations, 2 changes and 2 names"),
+        ({"names": ("x",)}, "2 means, 2 standard deviations, 2 changes and 1 names"),
         ({"names": ("x", "x")}, "no two columns"),
         ({"angles": (2,)}, r"angles is \(2,\)"),
         ({"angles": (1, 0)}, r"angles is \(1, 0\).*rising"),
         ({"mean": (float("nan"), 0.0)}, "mean is"),
         ({"std": (0.0, 1.0)}, "std is .*above 0"),
         ({"std": (float("inf"), 1.0)}, "std is .*finite"),
+        ({"change": (1.0,)}, "1 changes"),
+        ({"change": (0.0, 1.0)}, "change is .*above 0"),
     ],
 )
 def test_illegal_states(changes: dict[str, Any], message: str) -> None:

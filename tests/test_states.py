@@ -16,7 +16,9 @@ from ivideogpt.config import StateConfig
 from ivideogpt.errors import ConfigError, EpisodeError, ShapeError
 from ivideogpt.states import decode_states, encode_states, state_statistics
 
-POSE = StateConfig(names=("x", "turn", "y"), angles=(1,), mean=(10.0, 0.0, -2.0), std=(2.0, 1.0, 0.5))
+POSE = StateConfig(
+    names=("x", "turn", "y"), angles=(1,), mean=(10.0, 0.0, -2.0), std=(2.0, 1.0, 0.5), change=(1.0, 0.5, 0.2)
+)
 
 
 def test_features_are_plain_columns_then_cosine_and_sine() -> None:
@@ -35,7 +37,10 @@ def test_decoding_is_the_inverse(size: int, angles: set[int], leading: tuple[int
     rng = np.random.default_rng(seed)
     columns = tuple(sorted(angle for angle in angles if angle < size))
     config = StateConfig(
-        angles=columns, mean=tuple(rng.normal(0, 5, size).tolist()), std=tuple(rng.uniform(0.1, 9, size).tolist())
+        angles=columns,
+        mean=tuple(rng.normal(0, 5, size).tolist()),
+        std=tuple(rng.uniform(0.1, 9, size).tolist()),
+        change=(1.0,) * size,
     )
     states = torch.from_numpy(rng.uniform(-3, 3, (*leading, size)))
     features = encode_states(states, config)
@@ -44,7 +49,7 @@ def test_decoding_is_the_inverse(size: int, angles: set[int], leading: tuple[int
 
 
 def test_an_angle_is_the_same_after_a_whole_turn_and_needs_no_unit_circle() -> None:
-    config = StateConfig(angles=(0,), mean=(0.0,), std=(1.0,))
+    config = StateConfig(angles=(0,), mean=(0.0,), std=(1.0,), change=(1.0,))
     torch.testing.assert_close(
         encode_states(torch.tensor([[0.5 + 2 * math.pi]]), config), encode_states(torch.tensor([[0.5]]), config)
     )
@@ -108,7 +113,7 @@ def test_what_has_no_statistics() -> None:
         ((), (2,), r"angles is \(2,\); they must be columns of the state, 0\.\.1"),
         ((), (-1,), r"angles is \(-1,\)"),
         ((), (0, 0), r"angles is \(0, 0\)"),
-        (("x",), (), r"2 means, 2 standard deviations and 1 names"),
+        (("x",), (), r"2 means, 2 standard deviations, 2 changes and 1 names"),
         (("x", "x"), (), "no two columns of a state may have one name"),
     ],
 )

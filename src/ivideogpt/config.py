@@ -49,18 +49,22 @@ class StateConfig(Config):
     """Mean of each column; not used for an angle."""
     std: tuple[float, ...]
     """Standard deviation of each column; not used for an angle."""
+    change: tuple[float, ...]
+    """Root mean square of what each column changes from one frame to the next, radians for an angle."""
 
     @model_validator(mode="after")
     def _check(self) -> StateConfig:
-        if len(self.std) != self.size or len(self.names) not in (0, self.size):
+        counts = (len(self.std), len(self.change))
+        if counts != (self.size, self.size) or len(self.names) not in (0, self.size):
             raise ConfigError(
-                f"a state has {self.size} means, {len(self.std)} standard deviations and {len(self.names)} names; "
-                "give one of each for every column, or no names at all."
+                f"a state has {self.size} means, {counts[0]} standard deviations, {counts[1]} changes and "
+                f"{len(self.names)} names; give one of each for every column, or no names at all."
             )
         if not all(math.isfinite(value) for value in self.mean):
             raise ConfigError(f"mean is {self.mean}; the means of a state must be finite.")
-        if not all(math.isfinite(value) and value > 0 for value in self.std):
-            raise ConfigError(f"std is {self.std}; the standard deviations of a state must be finite and above 0.")
+        for name in ("std", "change"):
+            if not all(math.isfinite(value) and value > 0 for value in getattr(self, name)):
+                raise ConfigError(f"{name} is {getattr(self, name)}; the values must be finite and above 0.")
         if len(set(self.names)) < len(self.names):
             raise ConfigError(f"names is {self.names}; no two columns of a state may have one name.")
         if list(self.angles) != sorted({column for column in self.angles if 0 <= column < self.size}):

@@ -66,10 +66,28 @@ def decode_states(features: Tensor, config: StateConfig) -> Tensor:
     return values[..., places]
 
 
+def change_scale(config: StateConfig) -> Tensor:
+    """(D,) typical change of each feature from one frame to the next, in features."""
+    plain, angles = _columns(config)
+    relative = [config.change[column] / config.std[column] for column in plain]
+    turns = [config.change[column] for column in angles for _ in range(2)]  # at most, of a cosine or sine
+    return torch.tensor([*relative, *turns])
+
+
+def on_circle(features: Tensor, config: StateConfig) -> Tensor:
+    """Features (..., D) with every pair of cosine and sine brought to length 1, as those of a state are."""
+    if not config.angles:
+        return features
+    plain = config.size - len(config.angles)
+    pairs = features[..., plain:].unflatten(-1, (-1, 2))
+    pairs = pairs / pairs.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+    return torch.cat([features[..., :plain], pairs.flatten(-2)], dim=-1)
+
+
 def state_statistics(
-    episodes: Iterable[npt.NDArray[Any]], names: Sequence[str] = (), angles: Sequence[int] = ()
+    episodes: Iterable[npt.NDArray[Any]], names: Sequence[str] = (), angles: Sequence[int] = (), step_size: int = 1
 ) -> StateConfig:
-    """Mean and standard deviation of every column over all frames of some episodes.
+    """Mean, standard deviation and usual change of every column over all frames of some episodes.
 
     A column that never changes gets standard deviation 1, one that hardly changes at least a ten-thousandth of its
     largest value, and an angle mean 0 and standard deviation 1.
@@ -78,16 +96,18 @@ def state_statistics(
         episodes: (T, S) each, with one S.
         names: name of each column, or none.
         angles: columns that are angles in radians, in any order.
+        step_size: frames over which a change is measured.
 
     Raises:
         EpisodeError: no episodes, or states of different sizes.
         ConfigError: names or angles that do not fit the columns.
     """
     count, mean, squares, largest = 0, np.zeros(0), np.zeros(0), np.zeros(0)
+    changes, steps = np.zeros(0), 0
     for episode in episodes:
         rows = episode.astype(np.float64)
         if count == 0:
-            mean = squares = largest = np.zeros(rows.shape[1])
+            mean = squares = largest = changes = np.zeros(rows.shape[1])
         if rows.shape[1] != len(mean):
             raise EpisodeError(
                 f"states have {len(mean)} columns in one episode and {rows.shape[1]} in another; one dataset has one "
@@ -99,14 +119,23 @@ def state_statistics(
         mean = mean + shift * (len(rows) / total)
         largest = np.maximum(largest, np.abs(rows).max(axis=0))
         count = total
+        change = rows[step_size:] - rows[:-step_size]
+        turning = [column for column in angles if 0 <= column < len(mean)]  # StateConfig refuses the others
+        change[:, turning] = (change[:, turning] + np.pi) % (2 * np.pi) - np.pi
+        changes, steps = changes + np.square(change).sum(axis=0), steps + len(change)
     if count == 0:
         raise EpisodeError("there are no episodes to measure states on. Give at least one.")
     std = np.sqrt(squares / count)
     std = np.where(std <= _ROUNDING * largest, 1.0, np.maximum(std, _LEAST * largest))
-    turning = sorted(angles)
-    known = [column for column in turning if 0 <= column < len(mean)]  # StateConfig refuses the others
-    mean[known], std[known] = 0.0, 1.0
-    return StateConfig.checked(names=tuple(names), angles=tuple(turning), mean=mean.tolist(), std=std.tolist())
+    mean[turning], std[turning] = 0.0, 1.0
+    change = np.maximum(np.sqrt(changes / max(1, steps)), _LEAST * std)
+    return StateConfig.checked(
+        names=tuple(names),
+        angles=tuple(sorted(angles)),
+        mean=mean.tolist(),
+        std=std.tolist(),
+        change=change.tolist(),
+    )
 
 
 def _require_columns(name: str, values: Tensor, columns: int) -> None:

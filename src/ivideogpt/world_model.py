@@ -246,6 +246,7 @@ class WorldModel(nn.Module):
         horizon: int | None = None,
         sampling: SamplingConfig | None = None,
         drafts: bool = True,
+        states: Tensor | None = None,
     ) -> Session:
         """Begin to imagine from context frames. Puts the model into eval mode.
 
@@ -260,9 +261,11 @@ class WorldModel(nn.Module):
             sampling: how tokens are drawn; the model's own way where left out.
             drafts: whether a single row may guess a frame's tokens from the frame before, where that turns out to be
                 faster; but for rounding the tokens are the same.
+            states: (B,t,S) states of the context frames, where the model has learned states; left out, they are read
+                from the frames.
 
         Raises:
-            ShapeError: frames, branches, seeds or horizon that do not fit.
+            ShapeError: frames, branches, seeds, states or horizon that do not fit.
             SessionError: more memory would be needed than is free.
         """
         horizon = self.trained_horizon if horizon is None else _positive_horizon(horizon)
@@ -273,7 +276,8 @@ class WorldModel(nn.Module):
             )
         self.eval()
         sampling = sampling or self.sampling
-        return Session.begin(self.tokenizer, self.transformer, context, branches, seed, horizon, sampling, drafts)
+        parts = (self.tokenizer, self.transformer)
+        return Session.begin(*parts, context, branches, seed, horizon, sampling, drafts, states)
 
     def session_bytes(
         self, contexts: int = 1, branches: int = 1, horizon: int | None = None, *, renewed: bool = False

@@ -22,7 +22,7 @@ from ivideogpt.training.transformer import make_transformer as transformer_to_tr
 Make = Callable[..., Any]
 Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]
-POSE = StateConfig(angles=(2,), mean=(1.0, 2.0, 0.0), std=(3.0, 4.0, 1.0))
+POSE = StateConfig(angles=(2,), mean=(1.0, 2.0, 0.0), std=(3.0, 4.0, 1.0), change=(1.0, 1.0, 0.5))
 
 
 class Numbered:
@@ -75,7 +75,7 @@ def test_the_metadata_say_what_the_columns_are_unless_told(tokenizer_settings: S
         ({"state_angles": ["turn"]}, r"whole numbers from 0"),
         ({"state_angles": [True]}, r"whole numbers from 0"),
         ({"state_angles": [7]}, r"angles is \(7,\); they must be columns of the state, 0\.\.1"),
-        ({"state_names": ["x"]}, "2 means, 2 standard deviations and 1 names"),
+        ({"state_names": ["x"]}, "2 means, 2 standard deviations, 2 changes and 1 names"),
         ({"state_names": "xy"}, "a list of texts"),
     ],
 )
@@ -98,7 +98,7 @@ def test_episodes_that_do_not_go_together(tokenizer_settings: Settings) -> None:
 
 def test_the_tokenizers_own_is_taken_where_it_fits(transformer_settings: Settings) -> None:
     source, config = Numbered(5), transformer_settings(states=True)
-    theirs = StateConfig(mean=(5.0, 6.0), std=(7.0, 8.0))
+    theirs = StateConfig(mean=(5.0, 6.0), std=(7.0, 8.0), change=(1.0, 1.0))
     assert state_config(config, source, range(5), known=theirs) is theirs
     assert state_config(config, source, range(5), known=POSE).size == 2  # type: ignore[union-attr]
     other = state_config(transformer_settings(states=True, state_angles=(1,)), source, range(5), known=theirs)
@@ -184,11 +184,11 @@ def test_a_model_without_states_gets_them(tmp_path: Path, settings: Settings) ->
 
 def test_a_model_keeps_the_states_it_has_learned(tmp_path: Path, settings: Settings) -> None:
     start_from = start(tmp_path, POSE)
-    others = StateConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    others = StateConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), change=(1.0, 1.0, 1.0))
     assert made(settings(states=True, start_from=start_from), others).config.state == POSE
     assert made(settings(start_from=start_from), None).config.state == POSE
     with pytest.raises(ConfigError, match=r"has learned states of 3 numbers, those of the data have 1 \(state_key"):
-        made(settings(states=True, start_from=start_from), StateConfig(mean=(0.0,), std=(1.0,)))
+        made(settings(states=True, start_from=start_from), StateConfig(mean=(0.0,), std=(1.0,), change=(1.0,)))
     config = settings(states=True, start_from=start_from, state_angles=())
     with pytest.raises(
         ConfigError, match=r"state_angles is \(\); the model .* angles are \(2,\), and fine-tuning keeps"

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Sequence
 from typing import SupportsIndex
 
+import torch
 from torch import Tensor
 
 from ivideogpt.devices import free_memory
@@ -71,6 +72,26 @@ def stream_keys(seed: Seed, contexts: int, branches: int) -> list[tuple[int, ...
     if any(part < 0 for key in firsts for part in key):
         raise ShapeError(f"seed is {seed}; seeds must not be negative.")
     return [(*first, k) for first in firsts for k in range(branches)]
+
+
+def require_rows(rows: Sequence[int], count: int) -> list[int]:
+    """Check that there are rows of these numbers among `count`.
+
+    Raises:
+        SessionError: no rows, no whole numbers, or a row that does not exist.
+    """
+    try:
+        chosen = [operator.index(row) for row in rows]
+    except TypeError as error:
+        raise SessionError(f"rows are {rows}; give whole numbers.") from error
+    if any(isinstance(row, bool) or getattr(row, "dtype", None) is torch.bool for row in rows):
+        raise SessionError("rows are true or false; give numbers of rows: mask.nonzero()[:, 0].tolist().")
+    if not chosen:
+        raise SessionError("rows is empty; name at least one.")
+    for row in chosen:
+        if not 0 <= row < count:
+            raise SessionError(f"row {row} does not exist; this session has rows 0..{count - 1}.")
+    return chosen
 
 
 def require_memory(

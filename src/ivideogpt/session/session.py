@@ -6,7 +6,6 @@ of a frame.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import NamedTuple, Self, SupportsIndex
 
@@ -15,10 +14,11 @@ from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
-from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, stream_keys
+from ivideogpt.session.beginning import Seed, context_frames, distinct, require_memory, require_rows, stream_keys
 from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
 from ivideogpt.session.pixels import decode_in_parts
 from ivideogpt.session.state import Snapshot, State, read_contexts, suffix_length
+from ivideogpt.session.states import states_of
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.sampling import RowStreams
@@ -38,6 +38,9 @@ class Step(NamedTuple):
     """(R,) mean entropy of the distributions the frame's tokens were drawn from, in nats."""
     tokens: Tensor
     """(R, M) int64 token ids of the frame."""
+    state: Tensor | None = None
+    """(R, S) state that this frame shows, foretold before its tokens were sampled, in the states' own units, angles
+    between -pi and pi; None where the model has learned no states."""
 
 
 class Session:
@@ -76,12 +79,14 @@ class Session:
         horizon: int,
         sampling: SamplingConfig,
         drafts: bool,
+        states: Tensor | None = None,
     ) -> Self:
         """See `WorldModel.start`."""
         if not isinstance(branches, int) or branches < 1:
             raise ShapeError(f"branches is {branches}; it must be a whole number of at least 1.")
         frames = context_frames(tokenizer, transformer, context)
         keys = stream_keys(seed, len(frames), branches)
+        known = states_of(tokenizer, transformer, frames, states)
         first, which = distinct(frames)
         context_of_row = [which[b] for b in range(len(frames)) for _ in range(branches)]
         rows = len(context_of_row)
@@ -99,6 +104,7 @@ class Session:
             segment=[0] * rows,
             total=[0] * rows,
             unread=contexts.last_tokens[context_of_row],
+            known=known and known.select([b for b in range(len(frames)) for _ in range(branches)]),
         )
         return cls(tokenizer, transformer, sampling, horizon, state, drafts)
 
@@ -144,6 +150,11 @@ class Session:
         """
         state = self._open()
         slot = self._slot(action)
+        known = None
+        if state.known is not None:
+            path = self.transformer.require_states()
+            known = state.known.after(path, action)
+            slot = slot + path.embedding(known.present).to(slot.dtype)
         self._renew([row for row, frames in enumerate(state.segment) if frames == self.horizon])
         lengths, unread = list(state.cache.lengths), state.unread
         try:
@@ -159,7 +170,9 @@ class Session:
         state.segment = [number + 1 for number in state.segment]
         state.total = [number + 1 for number in state.total]
         state.streams.advance()
-        return Step(frame, reward, entropy, tokens)
+        state.known = known
+        foretold = None if known is None else self.transformer.require_states().decoded(known.present)
+        return Step(frame, reward, entropy, tokens, foretold)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
@@ -202,7 +215,7 @@ class Session:
         Raises:
             SessionError: no rows, a row that does not exist, or too little memory.
         """
-        chosen = self._require_rows(rows)
+        chosen = require_rows(rows, self.rows)
         require_memory(self.tokenizer, self.transformer, 0, len(chosen), self.horizon)
         state = self._open().select(chosen)
         if seed is not None:
@@ -234,28 +247,34 @@ class Session:
         self._state = snapshot.state.copy()
 
     @torch.no_grad()
-    def reset(self, context: Tensor, rows: Sequence[int], seed: Seed = None) -> None:
+    def reset(
+        self, context: Tensor, rows: Sequence[int], seed: Seed = None, *, states: Tensor | None = None
+    ) -> None:
         """Let some rows begin anew, each from a context of its own; the others go on undisturbed.
 
         Args:
             context: (n, t, 3, side, side), one for each of the n rows, as in `WorldModel.start`.
             rows: indices of the n rows, each once.
             seed: as in `WorldModel.start`, a context having one branch. None: each row goes on with its stream.
+            states: (n, t, S) of the contexts, as in `WorldModel.start`.
 
         Raises:
             ShapeError: contexts or seeds that do not fit the rows or the model.
             SessionError: no rows, a row that does not exist or is named twice, too little memory, or the session is
                 closed.
         """
-        chosen = self._require_rows(rows)
+        chosen = require_rows(rows, self.rows)
         if len(set(chosen)) != len(chosen):
             raise SessionError(f"rows are {chosen}; each row can be reset once at a time. Name each once.")
         frames = context_frames(self.tokenizer, self.transformer, context)
         if len(frames) != len(chosen):
             raise ShapeError(f"{len(frames)} contexts were given for {len(chosen)} rows; give one a row.")
         keys = None if seed is None else stream_keys(seed, len(chosen), 1)
+        known = states_of(self.tokenizer, self.transformer, frames, states)
         self._begin_from(chosen, frames)
         state = self._open()
+        if known is not None and state.known is not None:
+            state.known = state.known.replaced(chosen, known)
         for row in chosen:
             state.total[row] = 0
         if keys is not None:
@@ -368,17 +387,3 @@ class Session:
         if self._state is None:
             raise SessionError("this session is closed. Start a new one.")
         return self._state
-
-    def _require_rows(self, rows: Sequence[int]) -> list[int]:
-        try:
-            chosen = [operator.index(row) for row in rows]
-        except TypeError as error:
-            raise SessionError(f"rows are {rows}; give whole numbers.") from error
-        if any(isinstance(row, bool) or getattr(row, "dtype", None) is torch.bool for row in rows):
-            raise SessionError("rows are true or false; give numbers of rows: mask.nonzero()[:, 0].tolist().")
-        if not chosen:
-            raise SessionError("rows is empty; name at least one.")
-        for row in chosen:
-            if not 0 <= row < self.rows:
-                raise SessionError(f"row {row} does not exist; this session has rows 0..{self.rows - 1}.")
-        return chosen

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from ivideogpt.session.states import KnownStates
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.cross_attention import KeysValues
 from ivideogpt.transformer import BranchedCache, Prefixes, VideoTransformer
@@ -69,6 +70,8 @@ class State:
     """Frames that each row has imagined since its context was given."""
     unread: Tensor
     """(R,) int64: each row's last token where `lazy`: not in the cache yet, read together with the next slot."""
+    known: KnownStates | None = None
+    """The rows' states; None where the model has learned none."""
 
     @property
     def prefix_of_row(self) -> tuple[int, ...]:
@@ -96,6 +99,7 @@ class State:
             segment=[self.segment[row] for row in rows],
             total=[self.total[row] for row in rows],
             unread=self.unread.index_select(0, index),
+            known=self.known and self.known.select(rows),
         )
 
     def copy(self) -> Self:

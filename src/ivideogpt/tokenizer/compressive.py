@@ -19,13 +19,15 @@ from torch import Tensor, nn
 from ivideogpt import hub
 from ivideogpt.config import TokenizerConfig
 from ivideogpt.devices import Precision
-from ivideogpt.errors import ShapeError
+from ivideogpt.errors import ConfigError, ShapeError
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.sequence import TokenLayout
+from ivideogpt.states import decode_states
 from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
 from ivideogpt.tokenizer.int8 import quantize_convolutions
 from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
 from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
+from ivideogpt.tokenizer.state_heads import StateHeads
 from ivideogpt.tokenizer.upsample import UpsamplingConv
 
 _MARGIN, _MARGIN_OF_PATTERNS = 1.5, 3.0  # measured on `pusht-64`
@@ -72,6 +74,12 @@ class Reconstruction:
     """Scalar quantizer loss of the context tokens."""
     commitment_dynamics: Tensor
     """Scalar quantizer loss of the dynamics tokens."""
+    context_quantized: Tensor
+    """(B, t, N, D) context vectors after quantization."""
+    dynamics_quantized: Tensor
+    """(B, F, M, D) dynamics vectors after quantization; gradients pass straight through."""
+    states: Tensor | None = None
+    """(B, T, D) features of the state read from what is quantized; None without a state."""
 
 
 class CompressiveTokenizer(nn.Module):
@@ -94,6 +102,7 @@ class CompressiveTokenizer(nn.Module):
         self.context_out = nn.Conv2d(self.context_quantizer.width, latent, 1)
         self.dynamics_in = nn.Linear(latent * patch**2, self.dynamics_quantizer.width)
         self.dynamics_out = nn.Linear(self.dynamics_quantizer.width, latent * patch**2)
+        self.states = None if config.state is None else StateHeads(config, self.dynamics_quantizer.width)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
@@ -148,9 +157,30 @@ class CompressiveTokenizer(nn.Module):
         future = self.decode_future(dynamics_codes, context)
         return torch.cat([context.frames, future], dim=1).clamp(0, 1)
 
+    @torch.no_grad()
+    def read_states(self, frames: Tensor) -> Tensor:
+        """States that frames show, each frame read by itself.
+
+        Args:
+            frames: (B,T,3,R,R), float in [0,1] or uint8, T of at least t.
+
+        Returns:
+            (B,T,S) float32 in the states' own units; angles in radians between -pi and pi.
+
+        Raises:
+            ConfigError: this tokenizer has learned no states.
+            ShapeError: as `tokenize`.
+        """
+        if self.states is None or self.config.state is None:
+            raise ConfigError("this tokenizer has learned no states. Train one with states, or give them yourself.")
+        frames = self.require_frames(frames)
+        latent, _ = self.context_encoder(frames.flatten(0, 1))
+        return decode_states(self.states.frame(latent), self.config.state).unflatten(0, frames.shape[:2])
+
     def encode_context(self, frames: Tensor) -> EncodedContext:
         """Context frames (B,t,3,R,R) in [0,1] -> their codes, and what the prediction encoder attends to."""
-        vectors, maps = self._context_vectors(frames)
+        latent, maps = self.context_encoder(frames.flatten(0, 1))
+        vectors = self._context_vectors(latent, frames.shape[1])
         return EncodedContext(self.context_quantizer(vectors).codes, self._encoder_keys_values(maps))
 
     def encode_future(self, frames: Tensor, context: EncodedContext) -> Tensor:
@@ -188,7 +218,8 @@ class CompressiveTokenizer(nn.Module):
         t = self.config.context_frames
         if frames.shape[1] == t:
             raise ShapeError(f"{t} frames are all context; a reconstruction needs at least {t + 1}.")
-        context_vectors, maps = self._context_vectors(frames[:, :t])
+        latent, maps = self.context_encoder(frames[:, :t].flatten(0, 1))
+        context_vectors = self._context_vectors(latent, t)
         dynamics_vectors = self._dynamics_vectors(frames[:, t:], self._encoder_keys_values(maps))
         context = self.context_quantizer(context_vectors)
         dynamics = self.dynamics_quantizer(dynamics_vectors)
@@ -202,6 +233,9 @@ class CompressiveTokenizer(nn.Module):
             dynamics_vectors=dynamics_vectors,
             commitment_context=context.loss,
             commitment_dynamics=dynamics.loss,
+            context_quantized=context.vectors,
+            dynamics_quantized=dynamics.vectors,
+            states=self._states(latent.unflatten(0, (-1, t)), dynamics_vectors),
         )
 
     def with_context_frames(self, context_frames: int) -> CompressiveTokenizer:
@@ -251,6 +285,8 @@ class CompressiveTokenizer(nn.Module):
                 module.split()
         other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         other.to(torch.float32 if precision == "float32" else torch.bfloat16)
+        if other.states is not None:
+            other.states.float()  # a rounded position would be off by a tenth of a pixel
         if precision == "w8a8":
             videos = self._patterns() if calibration is None else list(calibration.split(1))
             margin = _MARGIN_OF_PATTERNS if calibration is None else _MARGIN
@@ -298,10 +334,17 @@ class CompressiveTokenizer(nn.Module):
 
     # Parts of both directions
 
-    def _context_vectors(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
-        latent, maps = self.context_encoder(frames.flatten(0, 1))
-        vectors = self.context_in(latent).flatten(2).transpose(1, 2)  # (B*t, N, D)
-        return vectors.unflatten(0, frames.shape[:2]), maps
+    def _context_vectors(self, latent: Tensor, context_frames: int) -> Tensor:
+        """Latent maps (B*t,C,h,h) -> what is quantized (B,t,N,D)."""
+        return self.context_in(latent).flatten(2).transpose(1, 2).unflatten(0, (-1, context_frames))
+
+    def _states(self, latent: Tensor, dynamics_vectors: Tensor) -> Tensor | None:
+        """Latent maps (B,t,C,h,h) of the context, and what becomes dynamics tokens (B,F,M,W) -> features (B,T,D)."""
+        if self.states is None:
+            return None
+        with torch.autocast(latent.device.type, enabled=False):
+            context = self.states.frame(latent)
+            return torch.cat([context, self.states.dynamics(dynamics_vectors, context[:, -1].detach())], dim=1)
 
     def _encoder_keys_values(self, maps: list[Tensor]) -> list[KeysValues]:
         return context_keys_values(self.prediction_encoder.cross, maps, self.config.context_frames)

@@ -68,6 +68,21 @@ def rest_loss(output: Reconstruction, frames: Tensor, mask: Tensor) -> Tensor:
     return (output.dynamics_vectors.float().square().mean(-1) * still).sum() / still.sum().clamp(min=1)
 
 
+def state_losses(output: Reconstruction, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Mean absolute error of the states read from context frames and from what becomes dynamics tokens.
+
+    Args:
+        output: the tokenizer's, with `states`.
+        features: (B,T,D) of the true states.
+        mask: (B,T) bool, False on padded frames, which do not count.
+    """
+    assert output.states is not None, "the tokenizer has a state"
+    t = output.context.shape[1]
+    error = (output.states - features).abs().mean(dim=-1) * mask
+    parts = {"context": slice(None, t), "dynamics": slice(t, None)}
+    return {f"state_{name}": error[:, part].sum() / mask[:, part].sum().clamp(min=1) for name, part in parts.items()}
+
+
 def perceptual_losses(output: Reconstruction, frames: Tensor, mask: Tensor, lpips: LPIPS) -> dict[str, Tensor]:
     """LPIPS of context and future frames; shapes as in `reconstruction_losses`."""
     t = output.context.shape[1]

@@ -141,6 +141,9 @@ class TokenizerTrainingConfig(TrainingConfig):
     rest_weight: float | None = Field(None, ge=0)
     """Weight of the loss that gives patches that look as in the last context frame one code, which makes the tokens
     predictable. Left out: 0, the paper's, with a perceptual loss, else 0.1."""
+    prior_weight: float = Field(0.0, ge=0)
+    """Weight of the error of a small causal prior that foretells the dynamics tokens from the context, the frame before
+    and, with `states`, the state, so that the encoder learns codes that are easy to predict. 0 does without."""
     vgg16_weights: Path | None = None
     """torchvision VGG16 state dict for the perceptual loss (LPIPS); without it the perceptual loss is left out."""
     lpips_heads: Path | None = None
@@ -208,6 +211,11 @@ class TransformerTrainingConfig(TrainingConfig):
     """After the warm-up: constant, or a cosine that falls to zero over the other steps."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay; never on embeddings, norms and biases."""
+    state_noise: float = Field(0.03, ge=0)
+    """Largest noise on the states from which the next one is learned, standard deviations: what reading states from
+    frames, and a long rollout, leave uncertain. Every transition draws its own size up to this."""
+    state_transitions: int = Field(1024, ge=1)
+    """Transitions of states, from all training episodes, that each step learns from beside its segments."""
     cache_tokens: int = Field(0, ge=0)
     """Tokenize this many training segments once and reuse them, instead of tokenizing every batch; 0 never does.
     Only without augmentation."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ivideogpt.training.config import TrainingConfig
 from ivideogpt.training.muon import Muon
 
-_OUTERMOST = {"head", "action_in", "reward_head", "conv_in", "conv_out"} | {
+_OUTERMOST = {"head", "action_in", "reward_head", "state_in", "state_out", "conv_in", "conv_out"} | {
     f"{part}_{side}" for part in ("context", "dynamics") for side in ("in", "out")
 }  # layers that read or write codes, pixels, latent maps, actions and rewards
 

@@ -24,6 +24,7 @@ from ivideogpt.training.states import state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
 from ivideogpt.training.transformer import TransformerLearner, make_transformer
+from ivideogpt.training.transitions import transitions_of
 from ivideogpt.transformer import VideoTransformer
 
 _VALIDATION_CACHE_MB = 64
@@ -100,7 +101,11 @@ def train_transformer(
     state = state_config(config, episodes.source, episodes.training, known=tokenizer.config.state)
     model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None, state)
     _require_room(model, spec.length)
-    learner = TransformerLearner(model, tokenizer, config, device, bf16)
+    transitions = None
+    if state is not None:
+        tracks = (episodes.source.read_tracks(index) for index in episodes.training)
+        transitions = transitions_of(tracks, config.step_size)
+    learner = TransformerLearner(model, tokenizer, config, device, bf16, transitions)
     prepare_run(config)
     return _train_on_tokens(learner, training, validation, config, device, bf16, stop)
 

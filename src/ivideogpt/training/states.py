@@ -46,7 +46,7 @@ def state_config(
         angles = tuple(sorted(config.state_angles))
     if known is not None and known.size == _states(first, picked[0]).shape[1] and known.angles == angles:
         return known
-    return state_statistics(_read(source, picked), names, angles)
+    return state_statistics(_read(source, picked), names, angles, config.step_size)
 
 
 def kept_state(

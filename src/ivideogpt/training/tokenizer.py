@@ -15,6 +15,7 @@ from ivideogpt.config import StateConfig, TokenizerConfig
 from ivideogpt.data.loader import Batch
 from ivideogpt.errors import ConfigError
 from ivideogpt.presets import tokenizer_preset
+from ivideogpt.states import encode_states
 from ivideogpt.tokenizer import CompressiveTokenizer, Reconstruction
 from ivideogpt.tokenizer.discriminator import (
     PatchDiscriminator,
@@ -22,13 +23,14 @@ from ivideogpt.tokenizer.discriminator import (
     generator_loss,
     hinge_discriminator_loss,
 )
-from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, rest_loss
+from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, rest_loss, state_losses
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
 from ivideogpt.training.config import TokenizerTrainingConfig
 from ivideogpt.training.loop import require_one_start
+from ivideogpt.training.prior import TokenPrior, prior_loss
 from ivideogpt.training.states import kept_state
 
 _DEFAULT_PRESET = "nano-64"
@@ -107,6 +109,13 @@ class Adversary(NamedTuple):
     optimizer: torch.optim.AdamW
 
 
+class Prior(NamedTuple):
+    """The prior that makes tokens predictable, and its own optimizer."""
+
+    model: TokenPrior
+    optimizer: torch.optim.AdamW
+
+
 class TokenizerLearner:
     """The tokenizer and how it learns (paper equation 2; see `training.loop.Learner`)."""
 
@@ -125,6 +134,7 @@ class TokenizerLearner:
                 "Give vgg16_weights and lpips_heads."
             )
         self._require_large_enough_frames()
+        self.prior = _make_prior(model, config, device) if config.prior_weight else None
         self.counters = {
             "context": CodeCounter(model.config.context_codes, device),
             "dynamics": CodeCounter(model.config.dynamics_codes, device),
@@ -141,6 +151,16 @@ class TokenizerLearner:
         losses = reconstruction_losses(output, frames, batch.mask, self.config.loss_weights)
         if self.config.loss_weights.rest:
             losses["rest"] = self.config.loss_weights.rest * rest_loss(output, frames, batch.mask)
+        features = self._features(batch)
+        t = output.context.shape[1]
+        if features is not None:
+            states = state_losses(output, features, batch.mask)
+            losses |= {name: self.config.state_weight * loss for name, loss in states.items()}
+        if self.prior is not None:
+            shown = None if features is None else features[:, t:]
+            context, vectors = output.context_quantized[:, -1], output.dynamics_quantized
+            loss = prior_loss(self.prior.model, context, vectors, shown, batch.mask[:, t:])
+            losses["prior"] = self.config.prior_weight * loss
         if self.lpips is not None:
             perceptual = perceptual_losses(output, frames, batch.mask, self.lpips)
             if self.adversary is not None:
@@ -156,6 +176,8 @@ class TokenizerLearner:
         assert self._last is not None, "after_step follows losses"
         output, frames = self._last
         self._last = None
+        if self.prior is not None:
+            _own_step(self.prior, self.config)
         if self.adversary is not None and step >= self.config.gan_start:
             self._discriminator_step(self.adversary, output, frames)
         every = self.config.revive_every
@@ -167,9 +189,10 @@ class TokenizerLearner:
         return {f"{name}_{k}": v for name, counter in self.counters.items() for k, v in counter.report().items()}
 
     def validate(self, batches: list[Batch]) -> dict[str, float]:
-        """PSNR of context and future frames, L1 of future frames, on held-out episodes."""
+        """PSNR of context and future frames, L1 of future frames, state errors, on held-out episodes."""
         errors = {"context": 0.0, "future": 0.0}
         l1 = 0.0
+        states: dict[str, float] = {}
         for batch in batches:
             frames = batch.frames.float() / 255
             output = self.model(frames)
@@ -178,7 +201,10 @@ class TokenizerLearner:
             errors["context"] += _psnr(output.context.float().clamp(0, 1), frames[:, :t]) / len(batches)
             errors["future"] += _psnr(future, frames[:, t:]) / len(batches)
             l1 += float((future - frames[:, t:]).abs().mean()) / len(batches)
-        return {"psnr_context": errors["context"], "psnr_future": errors["future"], "l1_future": l1}
+            if (features := self._features(batch)) is not None:
+                for name, loss in state_losses(output, features, batch.mask).items():
+                    states[name] = states.get(name, 0.0) + float(loss) / len(batches)
+        return {"psnr_context": errors["context"], "psnr_future": errors["future"], "l1_future": l1, **states}
 
     def picture(self, batch: Batch) -> Tensor:
         """Real frames above their reconstruction, for a few videos: (3,H,W) in [0,1]."""
@@ -189,27 +215,37 @@ class TokenizerLearner:
         return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        """Code counts, and the discriminator with its optimizer."""
+        """Code counts, and the helpers (discriminator, prior) with their optimizers."""
         tensors = {f"{name}.{k}": t for name, counter in self.counters.items() for k, t in counter.state().items()}
-        if self.adversary is not None:
-            tensors |= {f"discriminator.{k}": t for k, t in self.adversary.model.state_dict().items()}
-            optimizer = checkpoint.optimizer_tensors(self.adversary.optimizer)
-            tensors |= {f"discriminator_optimizer.{k}": t for k, t in optimizer.items()}
+        for name, helper in self._helpers():
+            tensors |= {f"{name}.{k}": t for k, t in helper.model.state_dict().items()}
+            optimizer = checkpoint.optimizer_tensors(helper.optimizer)
+            tensors |= {f"{name}_optimizer.{k}": t for k, t in optimizer.items()}
         return tensors
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`."""
         for name, counter in self.counters.items():
             counter.load_state(_with_prefix(tensors, f"{name}."))
-        if self.adversary is not None:
-            weights = _with_prefix(tensors, "discriminator.")
-            hub.load_weights(self.adversary.model, weights, where="discriminator of the training checkpoint")
-            optimizer = _with_prefix(tensors, "discriminator_optimizer.")
-            checkpoint.load_optimizer_tensors(self.adversary.optimizer, optimizer)
+        for name, helper in self._helpers():
+            weights = _with_prefix(tensors, f"{name}.")
+            hub.load_weights(helper.model, weights, where=f"{name} of the training checkpoint")
+            optimizer = _with_prefix(tensors, f"{name}_optimizer.")
+            checkpoint.load_optimizer_tensors(helper.optimizer, optimizer)
 
     def checkpoint(self) -> hub.Checkpoint:
         """The tokenizer alone."""
         return hub.Checkpoint(tokenizer=(self.model.config, dict(self.model.state_dict())))
+
+    def _features(self, batch: Batch) -> Tensor | None:
+        """(B,T,D) features of the batch's states; None where the model has no state or the batch has none."""
+        state = self.model.config.state
+        return None if state is None or batch.states is None else encode_states(batch.states, state)
+
+    def _helpers(self) -> list[tuple[str, Adversary | Prior]]:
+        """Networks that train the tokenizer and are thrown away afterwards, by name."""
+        helpers: list[tuple[str, Adversary | Prior | None]] = [("discriminator", self.adversary), ("prior", self.prior)]
+        return [(name, helper) for name, helper in helpers if helper is not None]
 
     def _generator_loss(
         self, adversary: Adversary, output: Reconstruction, perceptual: dict[str, Tensor], step: int
@@ -222,12 +258,11 @@ class TokenizerLearner:
         return self.config.gan_weight * weight * fooled
 
     def _discriminator_step(self, adversary: Adversary, output: Reconstruction, frames: Tensor) -> None:
-        adversary.optimizer.zero_grad(set_to_none=True)
+        adversary.optimizer.zero_grad(set_to_none=True)  # what the generator loss left there
         real = adversary.model(frames.flatten(0, 1))
         fake = adversary.model(_all_frames(output).detach())
         hinge_discriminator_loss(real, fake).backward()
-        torch.nn.utils.clip_grad_norm_(adversary.model.parameters(), self.config.clip)
-        adversary.optimizer.step()
+        _own_step(adversary, self.config)
 
     def _revive_dead_codes(self, output: Reconstruction) -> None:
         parts = [
@@ -261,6 +296,20 @@ def _make_adversary(config: TokenizerTrainingConfig, device: torch.device) -> Ad
         torch.manual_seed(config.seed + 1)
         model = PatchDiscriminator().to(device)
     return Adversary(model, torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0))
+
+
+def _make_prior(model: CompressiveTokenizer, config: TokenizerTrainingConfig, device: torch.device) -> Prior:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed + 2)
+        prior = TokenPrior(model.config, model.context_quantizer.width, model.dynamics_quantizer.width).to(device)
+    return Prior(prior, torch.optim.AdamW(prior.parameters(), lr=config.learning_rate, weight_decay=0.0))
+
+
+def _own_step(helper: Adversary | Prior, config: TokenizerTrainingConfig) -> None:
+    """Step a helper along the gradients it has, and clear them."""
+    torch.nn.utils.clip_grad_norm_(helper.model.parameters(), config.clip)
+    helper.optimizer.step()
+    helper.optimizer.zero_grad(set_to_none=True)
 
 
 def _all_frames(output: Reconstruction) -> Tensor:

@@ -24,6 +24,7 @@ from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.loop import require_one_start
 from ivideogpt.training.states import kept_state
 from ivideogpt.training.tokens import TokenBatch
+from ivideogpt.training.transitions import Transitions, transition_loss
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
 from ivideogpt.world_model import WorldModel
@@ -82,8 +83,10 @@ class TransformerLearner:
         config: TransformerTrainingConfig,
         device: torch.device,
         bf16: bool,
+        transitions: Transitions | None = None,
     ) -> None:
         self.model = model.to(device)
+        self.transitions = transitions
         self.tokenizer = tokenizer.to(device).eval()
         self.config, self.device, self.bf16 = config, device, bf16
         self.sampling = SamplingConfig(temperature=config.temperature, top_k=config.top_k)
@@ -95,7 +98,10 @@ class TransformerLearner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses, right = transformer_losses(self.model, batch)
         self._accuracy += right
-        return losses
+        if self.transitions is not None:
+            sample = self.transitions.sample(self.config.state_transitions, self.device)
+            losses["state_dynamics"] = transition_loss(self.model.require_states(), sample, self.config.state_noise)
+        return {k: v * self.config.state_weight if k.startswith("state") else v for k, v in losses.items()}
 
     def after_step(self, step: int) -> None:
         """Nothing more to do."""
@@ -172,7 +178,10 @@ def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict
     layout = model.layout
     frames = layout.frames(batch.tokens.shape[1])
     actions = batch.actions if model.action_in is not None else None
-    hidden = model.hidden_states(model.embed(batch.tokens, actions))
+    features = None
+    if model.states is not None and batch.states is not None:
+        features = model.states.features(batch.states)
+    hidden = model.hidden_states(model.embed(batch.tokens, actions, features))
     first = layout.prefix_length  # the first S2, which predicts the first labelled token
     labels = layout.labels(batch.tokens, batch.mask)[:, first + 1 :].flatten()
     logits = model.head(hidden[:, first:-1]).flatten(0, 1).float()
@@ -185,7 +194,20 @@ def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict
         target, counted = batch.rewards[:, layout.context_frames :], batch.mask[:, layout.context_frames :]
         target = symlog(target) if model.config.reward_symlog else target
         losses["reward"] = ((predicted.float() - target).square() * counted).sum() / counted.sum().clamp(min=1)
+    if features is not None:
+        losses["state_seen"] = _seen_state_loss(model, hidden, features, batch.mask)
     return losses, right.float()
+
+
+def _seen_state_loss(model: VideoTransformer, hidden: Tensor, features: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute error of the states (B,T,D) read from the last token of the context and of each future frame."""
+    layout = model.layout
+    last = layout.prefix_length - 1
+    places = torch.cat([torch.tensor([last]), layout.reward_positions(features.shape[1])])
+    frames = slice(layout.context_frames - 1, None)
+    error = (model.require_states().head(hidden[:, places]).float() - features[:, frames]).abs().mean(dim=-1)
+    counted = mask[:, frames]
+    return (error * counted).sum() / counted.sum().clamp(min=1)
 
 
 def _checksum(module: nn.Module) -> int:

@@ -27,6 +27,7 @@ from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
 from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products, multiply
 from ivideogpt.transformer.packed import PackedLinear, can_pack
+from ivideogpt.transformer.states import StatePath
 from ivideogpt.transformer.static import OneToken, StaticCache
 
 _INITIAL_STD = 0.02
@@ -39,6 +40,8 @@ class TransformerOutput(NamedTuple):
     """(B, L, V); position i predicts token i + 1."""
     rewards: Tensor | None
     """(B, F) reward on arriving at each future frame, on the scale the head was trained on; None without a head."""
+    states: Tensor | None = None
+    """(B, F, S) state of each future frame, foretold at its slot from the states before; None without states."""
 
 
 class Attention(nn.Module):
@@ -108,6 +111,7 @@ class VideoTransformer(nn.Module):
         self.head = nn.Linear(config.hidden, config.layout.vocabulary, bias=False)
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
+        self.states = None if config.state is None else StatePath(config)
         self._legal_head: nn.Module | None = None  # see `prepared`
         self._compiled: Callable[..., Tensor] | None = None
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -139,31 +143,56 @@ class VideoTransformer(nn.Module):
         """The layout of the token sequences this transformer continues."""
         return self.config.layout
 
-    def forward(self, tokens: Tensor, actions: Tensor | None = None) -> TransformerOutput:
-        """Predict every next token and, with a reward head, every reward of whole segments.
+    def forward(
+        self, tokens: Tensor, actions: Tensor | None = None, states: Tensor | None = None
+    ) -> TransformerOutput:
+        """Predict every next token and, with the heads for it, every reward and next state of whole segments.
 
         Args:
             tokens: (B, L) int64.
             actions: (B, T, A), a_j taken at frame j on the way to frame j + 1, the last one unused; or None, which
                 stands for no action even where the model takes one.
+            states: (B, T, S), the true state of every frame, where the model has learned states; None for none.
 
         Raises:
             ShapeError: a length that is no whole segment, or actions that do not fit the model or the tokens.
         """
         frames = self.layout.frames(tokens.shape[1])
-        hidden = self.hidden_states(self.embed(tokens, actions))
+        if states is None:
+            hidden = self.hidden_states(self.embed(tokens, actions))
+            return TransformerOutput(self.head(hidden), self.rewards(hidden[:, self.layout.reward_positions(frames)]))
+        path = self.require_states()
+        features = path.features(states.to(self.embedding.weight.device))
+        hidden = self.hidden_states(self.embed(tokens, actions, features))
         rewards = self.rewards(hidden[:, self.layout.reward_positions(frames)])
-        return TransformerOutput(self.head(hidden), rewards)
+        foretold = path.decoded(path.next_of_segment(features, actions))
+        return TransformerOutput(self.head(hidden), rewards, foretold)
 
-    def embed(self, tokens: Tensor, actions: Tensor | None) -> Tensor:
-        """Whole segments (B,L), with actions (B,T,A) added at their slots -> embeddings (B,L,H)."""
+    def embed(self, tokens: Tensor, actions: Tensor | None, features: Tensor | None = None) -> Tensor:
+        """Whole segments (B,L) -> embeddings (B,L,H).
+
+        At each slot the action (B,T,A) that leads to its frame is added, and the state (B,T,D) that the frame shows.
+        """
         frames = self.layout.frames(tokens.shape[1])
         x = self.embed_tokens(tokens, self.layout.places(frames).to(tokens.device))
-        if actions is None:
-            return x
-        slots = self.layout.action_positions(frames).to(tokens.device)
-        used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
-        return x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
+        slots = self.layout.future_slot_positions(frames).to(tokens.device)
+        if actions is not None:
+            used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
+            x = x.index_add(1, slots, self.embed_actions(used).to(x.dtype))
+        if features is not None:
+            shown = self.require_states().embedding(features[:, self.layout.context_frames :])
+            x = x.index_add(1, slots, shown.to(x.dtype))
+        return x
+
+    def require_states(self) -> StatePath:
+        """The part that knows states.
+
+        Raises:
+            ShapeError: this model has learned none.
+        """
+        if self.states is None:
+            raise ShapeError("states were given, but this model has learned none. Leave them out, or use one that has.")
+        return self.states
 
     def embed_tokens(self, tokens: Tensor, places: Tensor | int) -> Tensor:
         """Token ids (...) that stand at these places of their frames (`TokenLayout.places`) -> embeddings (..., H)."""
@@ -275,6 +304,8 @@ class VideoTransformer(nn.Module):
             other._replace_linear(DynamicInt8Linear, head=True)
         elif precision == "bf16" and not other.embedding.weight.is_cuda and can_pack():
             other._replace_linear(PackedLinear, head=True)
+        if other.states is not None:
+            other.states.float()  # rounded positions would drift
         if compiled:
             mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
             try:
@@ -330,6 +361,8 @@ class VideoTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
         if self.action_in is not None:
             nn.init.zeros_(self.action_in.weight)
+        if self.states is not None:
+            nn.init.zeros_(self.states.embedding.state_out.weight)
 
 
 def _say_not_compiled(error: Exception) -> None:

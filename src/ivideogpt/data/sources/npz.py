@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,23 +48,8 @@ def read_episode(
         EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message
             begins with the path.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
-    try:
-        if not _is_zip(path):
-            raise EpisodeError(
-                "truncated, or not an .npz archive at all. Copy or record it again, or save it with "
-                "numpy.savez_compressed."
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            return _episode_from(archive, camera_key, action_key, state_key)
-    except EpisodeError as error:
-        raise EpisodeError(f"{path}: {error}") from error
-    except PermissionError as error:
-        raise EpisodeError(f"{path}: no permission to read it. Change its permissions or copy it.") from error
-    except _DAMAGE as error:
-        raise EpisodeError(f"{path}: damaged ({error}). Copy or record it again.") from error
+    with _opened(Path(path)) as archive:
+        return _episode_from(archive, camera_key, action_key, state_key)
 
 
 def write_episode(path: Path | str, episode: Episode) -> None:
@@ -120,6 +107,35 @@ class NpzFolder:
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
         return read_episode(self._paths[index], self.camera_key, self.action_key, self.state_key)
+
+    def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """States (T,S) and actions (T,A) or None of episode `index`, without its frames; raises as `read_episode`."""
+        with _opened(self._paths[index]) as archive:
+            states = _as_float32("states", _read_array(archive, self.state_key or STATE_KEY, "state key"))
+            if self.action_key is None:
+                return states, None
+            return states, _as_float32("actions", _read_array(archive, self.action_key, "action key"))
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """The archive, open for the length of the block, in which every fault is an `EpisodeError` that names the file."""
+    if not path.is_file():
+        raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
+    try:
+        if not _is_zip(path):
+            raise EpisodeError(
+                "truncated, or not an .npz archive at all. Copy or record it again, or save it with "
+                "numpy.savez_compressed."
+            )
+        with np.load(path, allow_pickle=False) as archive:
+            yield archive
+    except EpisodeError as error:
+        raise EpisodeError(f"{path}: {error}") from error
+    except PermissionError as error:
+        raise EpisodeError(f"{path}: no permission to read it. Change its permissions or copy it.") from error
+    except _DAMAGE as error:
+        raise EpisodeError(f"{path}: damaged ({error}). Copy or record it again.") from error
 
 
 def _is_zip(path: Path) -> bool:

@@ -1,0 +1,70 @@
+"""What a session knows of its rows' states: read from the context or given with it, then foretold step by step.
+
+Shapes: R rows, n contexts, t context frames, S numbers of a state, D its features (`states.py`), A action size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ivideogpt.errors import ShapeError
+from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.transformer import VideoTransformer
+from ivideogpt.transformer.states import StatePath
+
+
+class KnownStates(NamedTuple):
+    """Features of each row's present state, and of the one before it; each (R, D)."""
+
+    before: Tensor
+    present: Tensor
+
+    def after(self, path: StatePath, action: Tensor | None) -> KnownStates:
+        """One step on, by actions (R, A) or none."""
+        action = None if action is None else action.to(self.present.device)
+        return KnownStates(self.present, path.next(self.before, self.present, action))
+
+    def select(self, rows: Sequence[int]) -> Self:
+        """Those of these rows, each as often as it is named."""
+        index = torch.tensor(list(rows), device=self.present.device)
+        return type(self)(*(features.index_select(0, index) for features in self))
+
+    def replaced(self, rows: Sequence[int], others: KnownStates) -> Self:
+        """With others in the place of those of these rows."""
+        index = torch.tensor(list(rows), device=self.present.device)
+        return type(self)(*(mine.index_copy(0, index, new) for mine, new in zip(self, others, strict=True)))
+
+
+def states_of(
+    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, given: Tensor | None
+) -> KnownStates | None:
+    """The states of contexts; None where the model has learned none.
+
+    Args:
+        tokenizer, transformer: the model.
+        frames: (n,t,3,R,R), checked.
+        given: (n,t,S) in the states' own units; None reads them from the frames.
+
+    Raises:
+        ShapeError: states of another shape or that are not finite, or any for a model without.
+        ConfigError: none are given, and the tokenizer cannot read them.
+    """
+    if given is None and transformer.states is None:
+        return None
+    path = transformer.require_states()
+    if given is None:
+        states = tokenizer.read_states(frames)
+    else:
+        expected = (len(frames), transformer.layout.context_frames, path.config.size)
+        if tuple(given.shape) != expected:
+            raise ShapeError(f"states have shape {tuple(given.shape)}; this model takes (B, t, S) = {expected}.")
+        if not bool(torch.isfinite(given).all()):
+            raise ShapeError("states must be finite. Mend them, or leave them out: they are then read from the frames.")
+        states = given.to(frames.device)
+    features = path.features(states)
+    older = features[:, -2] if features.shape[1] > 1 + transformer.layout.goal else features[:, -1]
+    return KnownStates(older, features[:, -1])

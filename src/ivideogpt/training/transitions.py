@@ -1,0 +1,68 @@
+"""Transitions of states from all training episodes: how states change is learned from many more than segments hold.
+
+Shapes: N transitions, S numbers of a state, A action size, D features of a state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ivideogpt.transformer.states import StatePath
+
+Floats = npt.NDArray[np.float32]
+
+_SMALL_ERROR = 0.1  # of the usual change: below it the error counts squared
+
+
+@dataclass(frozen=True, eq=False)
+class Transitions:
+    """What was before, is, is done, and comes next."""
+
+    states: Tensor
+    """(N, 3, S): of the frame before, the present one and the next. The first frame of an episode is its own before."""
+    actions: Tensor | None
+    """(N, A) taken at the present frame."""
+
+    def sample(self, count: int, device: torch.device) -> Transitions:
+        """`count` of them, drawn with torch's global generator."""
+        rows = torch.randint(len(self.states), (count,))
+        return Transitions(
+            self.states[rows].to(device), None if self.actions is None else self.actions[rows].to(device)
+        )
+
+
+def transitions_of(episodes: Iterable[tuple[Floats, Floats | None]], step_size: int) -> Transitions:
+    """All transitions of some episodes.
+
+    Args:
+        episodes: states (T,S) and actions (T,A) or None of each.
+        step_size: frames from the present to the next.
+    """
+    states, actions = [], []
+    for track, taken in episodes:
+        present = np.arange(max(0, len(track) - step_size))
+        moments = np.stack([np.maximum(present - step_size, present % step_size), present, present + step_size], axis=1)
+        states.append(track[moments])
+        if taken is not None:
+            actions.append(taken[present])
+    return Transitions(
+        torch.from_numpy(np.concatenate(states)), torch.from_numpy(np.concatenate(actions)) if actions else None
+    )
+
+
+def transition_loss(path: StatePath, batch: Transitions, noise: float) -> Tensor:
+    """Error of the next state in units of the usual change, from states with noise up to `noise` deviations."""
+    features = path.features(batch.states)
+    before, present, following = features.unbind(dim=1)
+    scale = noise * torch.rand(len(features), 1, device=features.device)
+    before, present = (x + scale * torch.randn_like(x) for x in (before, present))
+    foretold = path.next(before, present, batch.actions)
+    change = path.dynamics.change
+    return F.smooth_l1_loss(foretold / change, following / change, beta=_SMALL_ERROR)
