@@ -7,11 +7,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test check bench pusht-64 clean
+.PHONY: help setup demo test test-slow check bench pusht-64 clean
 
 help:
 	@echo "make demo    imagine Push-T with the shipped model (sets everything up first)"
 	@echo "make test    run the tests"
+	@echo "make test-slow  run the tests that take minutes each: the recipe of the shipped model, in small"
 	@echo "make check   lint, types and architecture"
 	@echo "make bench   measure speed against the straightforward way"
 	@echo "make pusht-64  train the shipped model again, from nothing (hours)"
@@ -28,10 +29,13 @@ bench: $(VENV)/.installed
 	$(BIN)/ivideogpt bench
 
 pusht-64: $(VENV)/.installed
-	BIN=$(BIN) bash recipes/pusht_64.sh
+	PYTHON=$(BIN)/python bash recipes/pusht_64.sh
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m slow
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

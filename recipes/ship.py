@@ -1,6 +1,6 @@
-"""Round a trained world model to bfloat16, as it is shipped.
+"""Round a trained world model, or a tokenizer alone, to bfloat16, as it is shipped.
 
-    python recipes/ship.py --model runs/pusht-64/whole/model --out runs/pusht-64/pusht-64
+    python recipes/ship.py --model runs/pusht-64/transformer/model --out runs/pusht-64/pusht-64
 
 The folder it writes is what lies in src/ivideogpt/models/, beside a model card.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from ivideogpt import WorldModel
+from ivideogpt import hub
 from ivideogpt.cli.console import finish
 from ivideogpt.errors import InputError
 
@@ -24,7 +24,7 @@ class Options:
     """What is shipped."""
 
     model: Path
-    """A trained world model's folder."""
+    """A trained model's folder."""
     out: Path
     """Folder to write."""
     overwrite: bool = False
@@ -32,8 +32,13 @@ class Options:
 
 
 def main(options: Options) -> None:
-    world_model = WorldModel.from_pretrained(options.model)
-    world_model.save_pretrained(options.out, dtype=torch.bfloat16, overwrite=options.overwrite)
+    model = hub.load(options.model)
+    rounded = {
+        name: (part[0], hub.as_dtype(part[1], torch.bfloat16))
+        for name in ("tokenizer", "transformer")
+        if (part := getattr(model, name)) is not None
+    }
+    hub.save(options.out, dataclasses.replace(model, **rounded), overwrite=options.overwrite)
     size = sum(file.stat().st_size for file in options.out.glob("*.safetensors"))
     finish([(f"model, {size / 1e6:.1f} MB", options.out)], [f"ivideogpt info {options.out}"])
 
