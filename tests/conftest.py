@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
-from ivideogpt.config import TokenizerConfig
+from ivideogpt.config import StateConfig, TokenizerConfig
 from ivideogpt.presets import micro_16
 
 MakeTokenizer = Callable[..., CompressiveTokenizer]
@@ -68,11 +68,11 @@ def make_transformer() -> MakeTransformer:
 
 @pytest.fixture
 def make_world_model(make_tokenizer: MakeTokenizer, make_transformer: MakeTransformer) -> MakeWorldModel:
-    """Make a world model of 16 pixels; `context_frames` is for both parts, other fields are the transformer's."""
+    """Make a world model of 16 pixels; `context_frames` and `state` are for both parts, others the transformer's."""
 
-    def make(context_frames: int = 2, **changes: Any) -> WorldModel:
+    def make(context_frames: int = 2, state: StateConfig | None = None, **changes: Any) -> WorldModel:
         config = TokenizerConfig(**{**dict(micro_16()), "context_frames": context_frames})
-        tokenizer = make_tokenizer(context_frames=context_frames)
-        return WorldModel(tokenizer, make_transformer(layout=config.layout, **changes))
+        tokenizer = make_tokenizer(context_frames=context_frames, state=state)
+        return WorldModel(tokenizer, make_transformer(layout=config.layout, state=state, **changes))
 
     return make

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ivideogpt import CompressiveTokenizer, WorldModel
-from ivideogpt.config import SamplingConfig
+from ivideogpt.config import SamplingConfig, StateConfig
 from ivideogpt.errors import CheckpointError
 from tests.reference.checkpoints import (
     made_up,
@@ -160,6 +160,19 @@ def test_refuses_a_place_embedding(make_tokenizer: MakeTokenizer, make_transform
         model.save_pretrained(tmp_path / "official", layout="official")
     assert not list(tmp_path.iterdir()), "nothing half-written stays"
     model.save_pretrained(tmp_path / "native")
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "transformer"])
+def test_refuses_states(make_tokenizer: MakeTokenizer, make_transformer: Any, tmp_path: Path, part: str) -> None:
+    state = StateConfig(names=("x",), mean=(0.0,), std=(1.0,), change=(0.1,))
+    known = {part: state}
+    tokenizer = expressible(make_tokenizer, state=known.get("tokenizer"))
+    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout, state=known.get("transformer")))
+    with pytest.raises(CheckpointError, match=r"no place for state = StateConfig\(.*'x'.*\(only None\)"):
+        model.save_pretrained(tmp_path / "official", layout="official")
+    assert not list(tmp_path.iterdir()), "nothing half-written stays"
+    model.save_pretrained(tmp_path / "native")
+    assert WorldModel.from_pretrained(tmp_path / "native").transformer.config.state == known.get("transformer")
 
 
 def set_field(file: str, **changes: Any) -> Change:

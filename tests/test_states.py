@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ivideogpt.config import StateConfig
 from ivideogpt.errors import ConfigError, EpisodeError, ShapeError
-from ivideogpt.states import decode_states, encode_states, state_statistics
+from ivideogpt.states import change_scale, decode_states, encode_states, on_circle, state_statistics
 
 POSE = StateConfig(
     names=("x", "turn", "y"), angles=(1,), mean=(10.0, 0.0, -2.0), std=(2.0, 1.0, 0.5), change=(1.0, 0.5, 0.2)
@@ -87,6 +87,57 @@ def test_angles_are_left_as_they_are() -> None:
     config = state_statistics([np.random.default_rng(0).normal(5, 2, (50, 4)).astype(np.float32)], angles=(3, 1))
     assert config.angles == (1, 3)
     assert [config.mean[i] for i in config.angles] == [0, 0] and [config.std[i] for i in config.angles] == [1, 1]
+
+
+@pytest.mark.parametrize("step_size", [1, 3])
+def test_the_usual_change_is_measured_within_episodes_over_the_steps_of_a_segment(step_size: int) -> None:
+    rng = np.random.default_rng(0)
+    episodes = [rng.normal(100 * number, 1, (length, 2)).cumsum(axis=0) for number, length in enumerate((20, 3, 1, 40))]
+    config = state_statistics(iter(episodes), step_size=step_size)
+    changes = np.concatenate([rows[step_size:] - rows[:-step_size] for rows in episodes])
+    np.testing.assert_allclose(config.change, np.sqrt(np.square(changes).mean(axis=0)), rtol=1e-12)
+
+
+def test_an_angle_changes_by_the_shorter_way_round() -> None:
+    turn = np.cumsum(np.full(40, 0.5)) % (2 * np.pi) - np.pi
+    back = np.cumsum(np.full(40, -0.25)) % (2 * np.pi) - np.pi
+    rows = np.stack([turn, back, turn], axis=1)
+    change = state_statistics([rows], angles=(1, 0)).change
+    assert change[:2] == pytest.approx((0.5, 0.25))
+    assert change[2] > 1, "no angle: it jumps"
+
+
+def test_columns_that_never_change_have_a_change_to_divide_by() -> None:
+    rows = np.stack([np.ones(9), np.arange(9) * 5.0], axis=1)
+    config = state_statistics([rows, rows[:1]])
+    assert config.change == pytest.approx((1e-4, 5.0))
+    assert state_statistics([rows[:1], rows[3:4]]).change[1] == pytest.approx(1e-4 * 7.5)  # no frame follows another
+
+
+def test_changes_in_features() -> None:
+    scale = change_scale(POSE)
+    torch.testing.assert_close(scale, torch.tensor([1.0 / 2.0, 0.2 / 0.5, 0.5, 0.5]))  # x, y, cosine, sine
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(1000, 3, generator=generator) * torch.tensor(POSE.std) + torch.tensor(POSE.mean)
+    moved = states + torch.tensor(POSE.change) * torch.where(torch.rand(1000, 3, generator=generator) < 0.5, 1, -1)
+    change = encode_states(moved, POSE) - encode_states(states, POSE)
+    torch.testing.assert_close(change[:, :2].square().mean(dim=0).sqrt(), scale[:2])
+    assert (change[:, 2:].abs() <= scale[2:]).all() and change[:, 2:].abs().max() > 0.9 * scale[2]
+
+
+def test_cosine_and_sine_are_brought_to_the_circle_and_nothing_else() -> None:
+    features = torch.tensor([[5.0, -7.0, 3.0, 4.0], [0.1, 0.2, 0.0, -0.01], [0.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    found = on_circle(features, POSE)
+    expected = torch.tensor([[5.0, -7.0, 0.6, 0.8], [0.1, 0.2, 0.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(decode_states(found, POSE), decode_states(features, POSE))
+    found.sum().backward()  # type: ignore[no-untyped-call]
+    assert features.grad is not None and torch.isfinite(features.grad).all()
+    several = StateConfig(angles=(0, 1), mean=(0.0,) * 2, std=(1.0,) * 2, change=(1.0,) * 2)
+    states = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(on_circle(encode_states(states, several) * 3, several), encode_states(states, several))
+    plain = StateConfig(mean=(0.0,), std=(1.0,), change=(1.0,))
+    assert torch.equal(on_circle(features[:, :1], plain), features[:, :1])
 
 
 def test_columns_that_hardly_change_are_not_blown_up() -> None:

@@ -91,7 +91,9 @@ _EXPRESSIBLE = [
     ("prediction_mid_attention", True),
     ("attention_heads", 4),
     ("norm_groups", 32),
+    ("state", None),
 ]
+_EXPRESSIBLE_TRANSFORMER = [("place_embedding", False), ("state", None)]
 
 
 def tokenizer_from_official(config: Json, weights: Weights) -> tuple[TokenizerConfig, Weights]:
@@ -124,12 +126,7 @@ def tokenizer_to_official(config: TokenizerConfig, weights: Weights) -> tuple[Js
     Raises:
         CheckpointError: the official layout cannot express this tokenizer.
     """
-    for field, needed in _EXPRESSIBLE:
-        if getattr(config, field) != needed:
-            raise CheckpointError(
-                f"the official layout has no place for {field} = {getattr(config, field)!r} (only {needed!r}). "
-                "Save in the native layout."
-            )
+    _require_expressible(config, _EXPRESSIBLE)
     levels = len(config.widths)
     official = {
         "_class_name": "CompressiveVQModel",
@@ -203,10 +200,7 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
     Raises:
         CheckpointError: the official layout cannot express this transformer.
     """
-    if config.place_embedding:
-        raise CheckpointError(
-            "the official layout has no place for place_embedding = True (only False). Save in the native layout."
-        )
+    _require_expressible(config, _EXPRESSIBLE_TRANSFORMER)
     official = {
         "architectures": ["LlamaForCausalLM"],
         "attention_bias": False,
@@ -304,6 +298,15 @@ def _packed(weights: Weights, names: list[str]) -> Tensor:
         shapes = "; ".join(f"{name} is {tuple(part.shape)}" for name, part in zip(names, parts, strict=True))
         raise CheckpointError(f"official transformer weights must have one shape here: {shapes}. Is the file damaged?")
     return torch.cat(parts)
+
+
+def _require_expressible(config: TokenizerConfig | TransformerConfig, fields: list[tuple[str, Any]]) -> None:
+    for name, needed in fields:
+        if getattr(config, name) != needed:
+            raise CheckpointError(
+                f"the official layout has no place for {name} = {getattr(config, name)!r} (only {needed!r}). "
+                "Save in the native layout."
+            )
 
 
 def _require_variant(config: Json, fields: list[tuple[str, Any]], where: str) -> None:

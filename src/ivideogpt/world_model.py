@@ -266,6 +266,7 @@ class WorldModel(nn.Module):
 
         Raises:
             ShapeError: frames, branches, seeds, states or horizon that do not fit.
+            ConfigError: no states were given, and the tokenizer cannot read those that the model has learned.
             SessionError: more memory would be needed than is free.
         """
         horizon = self.trained_horizon if horizon is None else _positive_horizon(horizon)
@@ -304,6 +305,7 @@ class WorldModel(nn.Module):
         seed: Seed = None,
         *,
         sampling: SamplingConfig | None = None,
+        states: Tensor | None = None,
     ) -> Rollout:
         """Imagine whole videos.
 
@@ -314,13 +316,14 @@ class WorldModel(nn.Module):
                 None where the model takes none.
             horizon: future frames F; from the actions where left out.
             samples: futures of each context, K.
-            seed, sampling: as in `start`.
+            seed, sampling, states: as in `start`.
 
         Raises:
             ShapeError: shapes that do not fit each other or the model, or neither actions nor horizon.
         """
         future_actions, horizon = self._future_actions(context, actions, horizon)
-        session = self.start(context, samples, seed, horizon=min(horizon, self.trained_horizon), sampling=sampling)
+        longest = min(horizon, self.trained_horizon)
+        session = self.start(context, samples, seed, horizon=longest, sampling=sampling, states=states)
         given = (context.float() / 255 if context.dtype == torch.uint8 else context.float()).to(self.device)
         video = [given.repeat_interleave(samples, dim=0)]  # (B*K, T, 3, R, R)
         rewards = []

@@ -42,10 +42,10 @@ class Episode:
 
     def __post_init__(self) -> None:
         _check_frames(self.frames)
-        _check_track("actions", self.actions, rank=2, length=self.length)
-        _check_track("rewards", self.rewards, rank=1, length=self.length)
-        _check_track("states", self.states, rank=2, length=self.length)
-        _check_track("contacts", self.contacts, rank=1, length=self.length)
+        require_track("actions", self.actions, rank=2, length=self.length)
+        require_track("rewards", self.rewards, rank=1, length=self.length)
+        require_track("states", self.states, rank=2, length=self.length)
+        require_track("contacts", self.contacts, rank=1, length=self.length)
         _check_metadata(self.metadata)
 
     @property
@@ -97,8 +97,12 @@ def _check_frames(frames: Any) -> None:
         )
 
 
-def _check_track(name: str, values: Any, rank: int, length: int) -> None:
-    """Check an optional array with one row per frame."""
+def require_track(name: str, values: Any, rank: int, length: int) -> None:
+    """Check an optional array with one row per frame.
+
+    Raises:
+        EpisodeError: not float32, another rank or length, no columns, or a value that is not finite.
+    """
     if values is None:
         return
     if not isinstance(values, np.ndarray) or values.dtype != np.float32:

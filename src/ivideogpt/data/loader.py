@@ -9,9 +9,10 @@ import signal
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -31,6 +32,15 @@ class EpisodeSource(Protocol):
 
     def read(self, index: int) -> Episode:
         """Episode `index`."""
+        ...
+
+
+@runtime_checkable
+class TrackSource(EpisodeSource, Protocol):
+    """One that can read an episode's numbers without its frames."""
+
+    def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
+        """States (T,S) and actions (T,A) or None of episode `index`."""
         ...
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ivideogpt.config import StateConfig
 from ivideogpt.data.episode import Episode
-from ivideogpt.data.loader import EpisodeSource
+from ivideogpt.data.loader import EpisodeSource, TrackSource
 from ivideogpt.errors import ConfigError, EpisodeError
 from ivideogpt.states import state_statistics
 from ivideogpt.training.config import TrainingConfig
@@ -29,7 +29,8 @@ def state_config(
     Args:
         config: see `TrainingConfig`; without `states` there are none.
         source: the episodes, read with their states.
-        indices: those to train on, of which at most 256, evenly spread, are read.
+        indices: those to train on, of which at most 256, evenly spread, are read; all but the first without their
+            frames and metadata where the source can.
         known: the tokenizer's, taken as it is where it fits the episodes and the configuration.
 
     Raises:
@@ -79,6 +80,9 @@ def kept_state(
 
 
 def _read(source: EpisodeSource, indices: Sequence[int]) -> Iterator[npt.NDArray[np.float32]]:
+    if isinstance(source, TrackSource):
+        yield from (source.read_tracks(index)[0] for index in indices)
+        return
     said = None
     for index in indices:
         episode = source.read(index)

@@ -24,7 +24,7 @@ from ivideogpt.training.embeddings import embed_codes, embed_places
 from ivideogpt.training.loop import require_one_start
 from ivideogpt.training.states import kept_state
 from ivideogpt.training.tokens import TokenBatch
-from ivideogpt.training.transitions import Transitions, transition_loss
+from ivideogpt.training.transitions import Transitions, foretelling_error, transition_loss
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
 from ivideogpt.world_model import WorldModel
@@ -113,31 +113,35 @@ class TransformerLearner:
         return {"accuracy": right / max(1.0, count)}
 
     def validate(self, batches: list[TokenBatch]) -> dict[str, float]:
-        """Losses and accuracy on held-out episodes; with actions, also the loss when they are shuffled."""
+        """Losses and accuracy on held-out episodes; with actions, also the loss when they are shuffled; with states,
+        how far off the next one is, foretold from the true ones before, in units of the usual change."""
         figures: dict[str, float] = {}
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 losses, right = transformer_losses(self.model, batch)
                 named = {**losses, "accuracy": right[0] / right[1].clamp(min=1)}
-                if self.model.action_in is not None and batch.actions is not None:
-                    shuffled = TokenBatch(batch.tokens, batch.mask, batch.actions.roll(1, dims=0), batch.rewards)
+                actions = batch.actions if self.model.action_in is not None else None
+                if actions is not None:
+                    shuffled = dataclasses.replace(batch, actions=actions.roll(1, dims=0))
                     named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0][
                         "cross_entropy"
                     ]
+                if self.model.states is not None and batch.states is not None:
+                    named["state_next"] = foretelling_error(self.model.states, batch.states, actions, batch.mask)
             for name, value in named.items():
                 figures[name] = figures.get(name, 0.0) + float(value) / len(batches)
         return figures
 
     def picture(self, batch: TokenBatch) -> Tensor:
         """Reconstructed frames above imagined ones, for a few segments: (3,H,W) in [0,1]."""
-        tokens = batch.tokens[:_PICTURE_ROWS]
-        frames = self.tokenizer.detokenize(tokens).float()
+        shown = batch.each(lambda part: part[:_PICTURE_ROWS])
+        told = None if self.tokenizer.states is None else shown.states
+        frames = self.tokenizer.detokenize(shown.tokens, told).float()
         world_model = WorldModel(self.tokenizer, self.model, self.sampling)
-        t = self.model.layout.context_frames
-        actions = (
-            batch.actions[:_PICTURE_ROWS] if self.model.action_in is not None and batch.actions is not None else None
-        )
-        imagined = world_model.rollout(frames[:, :t], actions, frames.shape[1] - t, seed=self.config.seed)
+        t, future = self.model.layout.context_frames, frames.shape[1] - self.model.layout.context_frames
+        actions = shown.actions if self.model.action_in is not None else None
+        states = shown.states[:, :t] if self.model.states is not None and shown.states is not None else None
+        imagined = world_model.rollout(frames[:, :t], actions, future, seed=self.config.seed, states=states)
         pairs = torch.stack([frames, imagined.video[:, 0]], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
         return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
 

@@ -1,6 +1,6 @@
 """Transitions of states from all training episodes: how states change is learned from many more than segments hold.
 
-Shapes: N transitions, S numbers of a state, A action size, D features of a state.
+Shapes: N transitions, B segments, T frames, S numbers of a state, A action size, D features of a state.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivideogpt.errors import EpisodeError
 from ivideogpt.transformer.states import StatePath
 
 Floats = npt.NDArray[np.float32]
@@ -44,6 +45,9 @@ def transitions_of(episodes: Iterable[tuple[Floats, Floats | None]], step_size: 
     Args:
         episodes: states (T,S) and actions (T,A) or None of each.
         step_size: frames from the present to the next.
+
+    Raises:
+        EpisodeError: states or actions of different sizes, or no episode in which one state follows another.
     """
     states, actions = [], []
     for track, taken in episodes:
@@ -52,6 +56,18 @@ def transitions_of(episodes: Iterable[tuple[Floats, Floats | None]], step_size: 
         states.append(track[moments])
         if taken is not None:
             actions.append(taken[present])
+    for name, parts in (("states", states), ("actions", actions)):
+        sizes = sorted({part.shape[-1] for part in parts})
+        if len(sizes) > 1:
+            raise EpisodeError(
+                f"{name} have {sizes[0]} columns in one episode and {sizes[1]} in another; one dataset has one kind. "
+                "Keep episodes of another kind in another folder."
+            )
+    if not any(len(part) for part in states):
+        raise EpisodeError(
+            f"no episode has more than {step_size} frames, so no state follows another {step_size} frames later. "
+            "Record longer episodes, or take a smaller step_size."
+        )
     return Transitions(
         torch.from_numpy(np.concatenate(states)), torch.from_numpy(np.concatenate(actions)) if actions else None
     )
@@ -66,3 +82,18 @@ def transition_loss(path: StatePath, batch: Transitions, noise: float) -> Tensor
     foretold = path.next(before, present, batch.actions)
     change = path.dynamics.change
     return F.smooth_l1_loss(foretold / change, following / change, beta=_SMALL_ERROR)
+
+
+def foretelling_error(path: StatePath, states: Tensor, actions: Tensor | None, mask: Tensor) -> Tensor:
+    """How far off each future frame's state is, foretold from the true ones before: mean absolute error, in units of
+    the usual change.
+
+    Args:
+        path: what foretells.
+        states: (B,T,S), the true ones.
+        actions: (B,T,A), or None.
+        mask: (B,T) bool, False on padded frames, which do not count.
+    """
+    features, future = path.features(states), slice(path.layout.context_frames, None)
+    off = (path.next_of_segment(features, actions) - features[:, future]) / path.dynamics.change
+    return (off.abs().mean(dim=-1) * mask[:, future]).sum() / mask[:, future].sum().clamp(min=1)

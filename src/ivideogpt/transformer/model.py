@@ -143,9 +143,7 @@ class VideoTransformer(nn.Module):
         """The layout of the token sequences this transformer continues."""
         return self.config.layout
 
-    def forward(
-        self, tokens: Tensor, actions: Tensor | None = None, states: Tensor | None = None
-    ) -> TransformerOutput:
+    def forward(self, tokens: Tensor, actions: Tensor | None = None, states: Tensor | None = None) -> TransformerOutput:
         """Predict every next token and, with the heads for it, every reward and next state of whole segments.
 
         Args:
@@ -155,13 +153,18 @@ class VideoTransformer(nn.Module):
             states: (B, T, S), the true state of every frame, where the model has learned states; None for none.
 
         Raises:
-            ShapeError: a length that is no whole segment, or actions that do not fit the model or the tokens.
+            ShapeError: a length that is no whole segment, or actions or states that do not fit the model or the tokens.
         """
         frames = self.layout.frames(tokens.shape[1])
         if states is None:
             hidden = self.hidden_states(self.embed(tokens, actions))
             return TransformerOutput(self.head(hidden), self.rewards(hidden[:, self.layout.reward_positions(frames)]))
         path = self.require_states()
+        expected = (len(tokens), frames, path.config.size)
+        if tuple(states.shape) != expected:
+            raise ShapeError(
+                f"states have shape {tuple(states.shape)}; this model takes (B, T, S) = {expected}, one a frame."
+            )
         features = path.features(states.to(self.embedding.weight.device))
         hidden = self.hidden_states(self.embed(tokens, actions, features))
         rewards = self.rewards(hidden[:, self.layout.reward_positions(frames)])
@@ -304,8 +307,8 @@ class VideoTransformer(nn.Module):
             other._replace_linear(DynamicInt8Linear, head=True)
         elif precision == "bf16" and not other.embedding.weight.is_cuda and can_pack():
             other._replace_linear(PackedLinear, head=True)
-        if other.states is not None:
-            other.states.float()  # rounded positions would drift
+        if self.states is not None:  # as it is: rounded positions would drift
+            other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
         if compiled:
             mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
             try:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ivideogpt.data.episode import Episode, require_channels_last
+from ivideogpt.data.episode import Episode, require_channels_last, require_track
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import write_atomically
 
@@ -112,9 +112,12 @@ class NpzFolder:
         """States (T,S) and actions (T,A) or None of episode `index`, without its frames; raises as `read_episode`."""
         with _opened(self._paths[index]) as archive:
             states = _as_float32("states", _read_array(archive, self.state_key or STATE_KEY, "state key"))
+            require_track("states", states, rank=2, length=states.shape[0] if states.ndim else 0)
             if self.action_key is None:
                 return states, None
-            return states, _as_float32("actions", _read_array(archive, self.action_key, "action key"))
+            actions = _as_float32("actions", _read_array(archive, self.action_key, "action key"))
+            require_track("actions", actions, rank=2, length=len(states))
+            return states, actions
 
 
 @contextmanager
