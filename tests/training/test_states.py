@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
+from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel, hub
 from ivideogpt.config import StateConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.segment import SegmentSpec
+from ivideogpt.data.sources.npz import NpzFolder, write_episode
 from ivideogpt.errors import ConfigError, EpisodeError
+from ivideogpt.states import state_statistics
+from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import open_batches, open_episodes, train_tokenizer, train_transformer
 from ivideogpt.training.states import state_config
 from ivideogpt.training.tokenizer import make_tokenizer as tokenizer_to_train
@@ -51,6 +56,24 @@ def test_measured_on_a_few_episodes_evenly_spread(tokenizer_settings: Settings) 
     assert found.mean[0] == pytest.approx(1000, rel=0.01)
     assert state_config(tokenizer_settings(states=True), source, range(1, 2000, 2)) == found
     assert state_config(tokenizer_settings(states=True), Numbered(3), [0, 2]).mean == (1, 1)  # type: ignore[union-attr]
+
+
+def test_frames_of_the_first_episode_alone_are_read_where_the_source_can(
+    tokenizer_settings: Settings, make_episodes: MakeEpisodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_episodes(count=7, states=True, state_angles=[2], state_names=["row", "column", "turn"])
+    source, whole = NpzFolder(data, state_key="state"), list[int]()
+    read = source.read
+
+    def watch(index: int) -> Episode:
+        whole.append(index)
+        return read(index)
+
+    monkeypatch.setattr(source, "read", watch)
+    found = state_config(tokenizer_settings(states=True, step_size=2), source, [5, 2, 6])
+    assert whole == [5]
+    tracks = [read(index).states for index in (5, 2, 6)]
+    assert found == state_statistics(tracks, ["row", "column", "turn"], [2], step_size=2)  # type: ignore[arg-type]
 
 
 def test_without_states_nothing_is_read(tokenizer_settings: Settings) -> None:
@@ -145,6 +168,42 @@ def test_from_episodes_to_a_model_that_knows_its_state(
     assert model.tokenizer.config.state == model.transformer.config.state == state
     list(train_transformer(transformer_settings(out=third, **changes)))
     assert WorldModel.from_pretrained(third / "model").transformer.config.state is None
+
+
+def test_a_tokenizer_that_reads_no_states_leaves_them_to_be_given(
+    tmp_path: Path, transformer_settings: Settings, make_episodes: MakeEpisodes, make_frames: Make
+) -> None:
+    """Pictures of the training, too, begin with the states recorded."""
+    make_episodes(states=True)
+    tokenizer = CompressiveTokenizer.from_preset("micro-16")
+    hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
+    (*_, last) = train_transformer(transformer_settings(states=True, steps=2, validate_every=2))
+    assert isinstance(last, StepReport) and last.validation["state_next"] > 0
+    model = WorldModel.from_pretrained(tmp_path / "run" / "model")
+    assert model.tokenizer.states is None and model.transformer.config.state is not None
+    context, states = make_frames(2, 2), np.tile([3.0, 4.0, 0.5], (2, 2, 1))
+    assert model.rollout(context, horizon=2, states=torch.from_numpy(states)).video.shape[2] == 4
+    with pytest.raises(ConfigError, match="this tokenizer has learned no states"):
+        model.rollout(context, horizon=2)
+
+
+@pytest.mark.parametrize("wrong", [{"length": 5}, {"size": 2}])
+def test_tracks_that_cannot_be_learned_from(
+    tmp_path: Path, transformer_settings: Settings, make_episodes: MakeEpisodes, wrong: dict[str, int]
+) -> None:
+    tokenizer = CompressiveTokenizer.from_preset("micro-16")
+    hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
+    data = make_episodes(count=3, states=True, length=wrong.get("length", 12))
+    message = "no episode has more than 6 frames"
+    if "size" in wrong:  # the first batch has not seen them all
+        message = "states have 2 columns in one episode and 3 in another|states have 3 columns in one episode and 2"
+        path = max(data.glob("*.npz"))
+        episode = NpzFolder(data).read(2)
+        assert episode.states is not None
+        write_episode(path, dataclasses.replace(episode, states=episode.states[:, :2].copy()))
+    with pytest.raises(EpisodeError, match=message):
+        train_transformer(transformer_settings(states=True, step_size=6 if "length" in wrong else 1, batch_size=1))
+    assert not (tmp_path / "run").exists()
 
 
 # Fine-tuning

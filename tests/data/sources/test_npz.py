@@ -81,6 +81,40 @@ def test_states_under_another_name(tmp_path: Path) -> None:
         NpzFolder(tmp_path, state_key="state").read(0)
 
 
+def test_tracks_are_read_without_the_frames(tmp_path: Path) -> None:
+    path = save(tmp_path, image=IMAGES.astype(float) * 9, proprio=np.arange(12).reshape(6, 2))  # no frames at all
+    states, actions = NpzFolder(tmp_path, state_key="proprio").read_tracks(0)
+    assert states.dtype == np.float32 and actions is not None and actions.dtype == np.float32
+    np.testing.assert_array_equal(states, np.arange(12).reshape(6, 2))
+    np.testing.assert_allclose(actions, ACTIONS, rtol=1e-6)
+    assert NpzFolder(tmp_path, action_key=None, state_key="proprio").read_tracks(0)[1] is None
+    with pytest.raises(EpisodeError, match=r"episode\.npz: unknown state key 'state'.*--state-key"):
+        NpzFolder(tmp_path).read_tracks(0)
+    with pytest.raises(EpisodeError, match=r"episode\.npz: unknown action key 'push'"):
+        NpzFolder(tmp_path, action_key="push", state_key="proprio").read_tracks(0)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(EpisodeError, match=r"episode\.npz: truncated"):
+        NpzFolder(tmp_path, state_key="proprio").read_tracks(0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state": np.where(np.arange(6)[:, None] == 4, np.nan, ACTIONS)}, "states row 4.*finite"),
+        ({"state": np.arange(6)}, r"states have shape \(6,\); they must be \(T, size\)"),
+        ({"state": np.float32(1)}, r"states have shape \(\)"),
+        ({"state": np.zeros((6, 0))}, "no columns"),
+        ({"state": np.full((6, 1), "a")}, "states are <U1"),
+        ({"state": ACTIONS[:-1]}, "actions have 6 rows for 5 frames"),
+        ({"state": ACTIONS, "action": ACTIONS * np.inf}, "actions row 0.*finite"),
+    ],
+)
+def test_refuses_tracks_as_it_refuses_episodes(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save(tmp_path, **changes)
+    with pytest.raises(EpisodeError, match=rf"episode\.npz: .*{message}"):
+        NpzFolder(tmp_path).read_tracks(0)
+
+
 def ragged(*shapes: tuple[int, ...]) -> np.ndarray:
     frames = np.empty(len(shapes), object)
     frames[:] = [np.zeros(shape, np.uint8) for shape in shapes]
