@@ -14,7 +14,8 @@ from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.state import bytes_needed
-from ivideogpt.tokenizer.compressive import DecodedContext
+from ivideogpt.tokenizer.results import DecodedContext
+from ivideogpt.tokenizer.states import ShownStates
 from ivideogpt.transformer.sampling import RowStreams, sample
 
 MakeWorldModel = Callable[..., WorldModel]
@@ -212,9 +213,9 @@ def test_many_frames_are_decoded_in_parts(
     sizes: list[int] = []
     decode = model.tokenizer.decode_future
 
-    def watch(codes: Tensor, decoded: DecodedContext) -> Tensor:
+    def watch(codes: Tensor, decoded: DecodedContext, shown: ShownStates | None) -> Tensor:
         sizes.append(codes.shape[0] * codes.shape[1])
-        return decode(codes, decoded)
+        return decode(codes, decoded, shown)
 
     monkeypatch.setattr(model.tokenizer, "decode_future", watch)
     monkeypatch.setattr("ivideogpt.session.pixels.frames_at_once", lambda *_: most)

@@ -67,6 +67,8 @@ def with_history(
 ) -> Tensor:
     """Imagine each future frame from all true frames before it, read as the context and the tokens of future frames.
 
+    Where the model has learned states, each frame's is foretold from those read from the true frames before it.
+
     Arguments and result as in `from_fresh_contexts`; episode i draws from the stream of seed + i, so that its first
     frame is that of a rollout with this seed.
 
@@ -77,15 +79,31 @@ def with_history(
     world_model.eval()
     imagined = []
     for first, videos, taken in _batches(frames, actions, batch_size):
-        tokens = world_model.tokenizer.tokenize(videos.to(world_model.device))
-        embedded = transformer.embed(tokens, taken)
+        read, foretold = _states(world_model, videos, taken)
+        tokens = world_model.tokenizer.tokenize(videos.to(world_model.device), read)
+        embedded = transformer.embed(tokens, taken, foretold)
         slots = layout.future_slot_positions(videos.shape[1]).tolist()
         streams = RowStreams(stream_keys([seed + first + row for row in range(len(videos))], len(videos), 1))
         codes = _next_frames(transformer, embedded, slots, streams, sampling or world_model.sampling)
         context, _ = layout.split(tokens)
-        video = world_model.tokenizer.detokenize(layout.assemble(context, codes))
+        shown = None if read is None or foretold is None else transformer.require_states().decoded(foretold)
+        video = world_model.tokenizer.detokenize(layout.assemble(context, codes), shown)
         imagined.append(video[:, layout.context_frames :].float().cpu())
     return torch.cat(imagined)
+
+
+def _states(
+    world_model: WorldModel, videos: Tensor, actions: Tensor | None
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """States (B,T,S) read from true frames, and features (B,T,D) of those foretold one step from them."""
+    path = world_model.transformer.states
+    if path is None:
+        return None, None
+    read = world_model.tokenizer.read_states(videos.to(world_model.device))
+    features = path.features(read)
+    actions = None if actions is None else actions.to(read.device)
+    foretold = path.next_of_segment(features, actions)
+    return read, torch.cat([features[:, : path.layout.context_frames], foretold], dim=1)
 
 
 def _next_frames(

@@ -307,7 +307,7 @@ def _predict_batch(
     videos = {
         "imagined": imagine(batch.actions),
         "copy_last": torch.cat([real[:, :t], real[:, t - 1 : t].expand(-1, horizon, -1, -1, -1)], dim=1),
-        "reconstruction": world_model.tokenizer.detokenize(world_model.tokenizer.tokenize(frames)).float(),
+        "reconstruction": world_model.tokenizer.reconstruct(frames).float(),
     }
     if batch.shuffled_actions is not None:
         videos["shuffled"] = imagine(batch.shuffled_actions)

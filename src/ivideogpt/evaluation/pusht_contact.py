@@ -8,7 +8,7 @@ imagined from the true frames before it.
     rollout          imagined from the context frames, one sample
     copy_last        the last context frame: what a rollout must beat
     one_step         imagined from the t true frames before it as a fresh context
-    with_history     imagined from all true frames before it; up to the trained horizon of a model without states
+    with_history     imagined from all true frames before it; up to the trained horizon
     copy_previous    the true frame before it: what one step must beat
     reconstruction   the true frame through the tokenizer and back: the ceiling of all
 
@@ -220,8 +220,7 @@ def contact_of(
     actions = torch.stack(taken) if taken else None
     how: dict[str, Any] = {"seed": seed, "sampling": sampling, "batch_size": batch_size}
     steps = {"one_step": from_fresh_contexts(world_model, real, actions, **how)}
-    knows_states = world_model.transformer.config.state is not None
-    if real.shape[1] - t <= world_model.trained_horizon and not knows_states:
+    if real.shape[1] - t <= world_model.trained_horizon:
         steps["with_history"] = with_history(world_model, real, actions, **how)
     steps["copy_previous"] = real[:, t - 1 : -1]
     return track_blocks({**_predicted(predictions), **steps}, states)

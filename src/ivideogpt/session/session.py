@@ -86,7 +86,7 @@ class Session:
             raise ShapeError(f"branches is {branches}; it must be a whole number of at least 1.")
         frames = context_frames(tokenizer, transformer, context)
         keys = stream_keys(seed, len(frames), branches)
-        known = states_of(tokenizer, transformer, frames, states)
+        known = states_of(tokenizer, transformer, frames, states, horizon)
         first, which = distinct(frames)
         context_of_row = [which[b] for b in range(len(frames)) for _ in range(branches)]
         rows = len(context_of_row)
@@ -150,18 +150,18 @@ class Session:
         """
         state = self._open()
         slot = self._slot(action)
-        known = None
-        if state.known is not None:
-            path = self.transformer.require_states()
-            known = state.known.after(path, action)
-            slot = slot + path.embedding(known.present).to(slot.dtype)
         self._renew([row for row, frames in enumerate(state.segment) if frames == self.horizon])
+        path = self.transformer.states
+        known = None if state.known is None or path is None else state.known.after(path, action, state.segment)
+        if known is not None and path is not None:
+            slot = slot + path.embedding(known.present).to(slot.dtype)
         lengths, unread = list(state.cache.lengths), state.unread
         try:
             tokens, entropy = self._frame(state, slot)
             state.unread = tokens[:, -1].clone()  # the step that is given away may be altered
             reward = None if self._lazy else self._reward(state)
-            frame = self._decoded(tokens[:, None], range(len(tokens)))[:, 0] if decode else None
+            shown = None if known is None else known.present[:, None]
+            frame = self._decoded(tokens[:, None], shown, range(len(tokens)))[:, 0] if decode else None
         except BaseException:
             state.cache.rewind(lengths)
             state.unread = unread
@@ -171,7 +171,7 @@ class Session:
         state.total = [number + 1 for number in state.total]
         state.streams.advance()
         state.known = known
-        foretold = None if known is None else self.transformer.require_states().decoded(known.present)
+        foretold = None if known is None or path is None else path.decoded(known.present)
         return Step(frame, reward, entropy, tokens, foretold)
 
     @torch.no_grad()
@@ -199,7 +199,9 @@ class Session:
             raise ShapeError(
                 f"tokens lie outside {legal.start}..{legal.stop - 1}, the ids legal inside a future frame."
             )
-        return self._decoded(tokens.to(self._open().tokens.device), range(self.rows))
+        state = self._open()
+        shown = None if state.known is None else state.known.shown[:, : tokens.shape[1]]
+        return self._decoded(tokens.to(state.tokens.device), shown, range(self.rows))
 
     # Branching, going back, starting anew
 
@@ -247,9 +249,7 @@ class Session:
         self._state = snapshot.state.copy()
 
     @torch.no_grad()
-    def reset(
-        self, context: Tensor, rows: Sequence[int], seed: Seed = None, *, states: Tensor | None = None
-    ) -> None:
+    def reset(self, context: Tensor, rows: Sequence[int], seed: Seed = None, *, states: Tensor | None = None) -> None:
         """Let some rows begin anew, each from a context of its own; the others go on undisturbed.
 
         Args:
@@ -270,7 +270,7 @@ class Session:
         if len(frames) != len(chosen):
             raise ShapeError(f"{len(frames)} contexts were given for {len(chosen)} rows; give one a row.")
         keys = None if seed is None else stream_keys(seed, len(chosen), 1)
-        known = states_of(self.tokenizer, self.transformer, frames, states)
+        known = states_of(self.tokenizer, self.transformer, frames, states, self.horizon)
         self._begin_from(chosen, frames)
         state = self._open()
         if known is not None and state.known is not None:
@@ -338,19 +338,21 @@ class Session:
 
     # Frames and contexts
 
-    def _decoded(self, tokens: Tensor, rows: Sequence[int]) -> Tensor:
-        """Tokens (R,F,M) of these rows -> frames (R,F,3,side,side)."""
+    def _decoded(self, tokens: Tensor, shown: Tensor | None, rows: Sequence[int]) -> Tensor:
+        """Tokens (R,F,M) of these rows, and features (R,F,D) of the states they show -> frames (R,F,3,side,side)."""
         state = self._open()
         if tokens.shape[1] == 0:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)
         codes = tokens - self.layout.dynamics_ids.start
         groups = state.cache.groups
         if groups.regular and len(rows) == self.rows:  # all frames of a context's rows together
-            codes = codes.unflatten(0, (groups.prefixes, groups.largest)).flatten(1, 2)  # (S, K*F, M)
+            together = (groups.prefixes, groups.largest)
+            codes = codes.unflatten(0, together).flatten(1, 2)  # (S, K*F, M)
+            shown = None if shown is None else shown.unflatten(0, together).flatten(1, 2)
             which = torch.arange(groups.prefixes, device=codes.device)
         else:
             which = torch.tensor([groups.prefix_of_row[row] for row in rows], device=codes.device)
-        frames = decode_in_parts(self.tokenizer, codes, state.contexts, which)
+        frames = decode_in_parts(self.tokenizer, codes, shown, state.contexts, which)
         return frames.view(*tokens.shape[:2], *frames.shape[2:])
 
     def _newest(self, rows: Sequence[int]) -> Tensor:
@@ -366,7 +368,8 @@ class Session:
         if int(imagined.max()) > 0:
             tokens = state.tokens[chosen[:, None], numbers.clamp(min=0)]
             is_old = (numbers < 0)[:, :, None, None, None]
-            old = torch.where(is_old, old, self._decoded(tokens, rows))
+            shown = None if state.known is None else state.known.shown[chosen[:, None], numbers.clamp(min=0)]
+            old = torch.where(is_old, old, self._decoded(tokens, shown, rows))
         return torch.cat([given[:, :goal], old], dim=1)
 
     def _renew(self, rows: list[int]) -> None:

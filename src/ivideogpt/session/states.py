@@ -18,15 +18,22 @@ from ivideogpt.transformer.states import StatePath
 
 
 class KnownStates(NamedTuple):
-    """Features of each row's present state, and of the one before it; each (R, D)."""
+    """Features of each row's states."""
 
     before: Tensor
+    """(R, D) of the state before the present one."""
     present: Tensor
+    """(R, D) of the present state."""
+    shown: Tensor
+    """(R, horizon, D) of the frames imagined from the present contexts, as far as there are any."""
 
-    def after(self, path: StatePath, action: Tensor | None) -> KnownStates:
-        """One step on, by actions (R, A) or none."""
+    def after(self, path: StatePath, action: Tensor | None, segment: Sequence[int]) -> KnownStates:
+        """One step on, by actions (R, A) or none, from rows that have imagined so many frames from their contexts."""
         action = None if action is None else action.to(self.present.device)
-        return KnownStates(self.present, path.next(self.before, self.present, action))
+        following = path.next(self.before, self.present, action).to(self.present.dtype)
+        shown = self.shown.clone()
+        shown[torch.arange(len(shown)), torch.tensor(segment)] = following
+        return KnownStates(self.present, following, shown)
 
     def select(self, rows: Sequence[int]) -> Self:
         """Those of these rows, each as often as it is named."""
@@ -40,7 +47,7 @@ class KnownStates(NamedTuple):
 
 
 def states_of(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, given: Tensor | None
+    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, given: Tensor | None, horizon: int
 ) -> KnownStates | None:
     """The states of contexts; None where the model has learned none.
 
@@ -48,6 +55,7 @@ def states_of(
         tokenizer, transformer: the model.
         frames: (n,t,3,R,R), checked.
         given: (n,t,S) in the states' own units; None reads them from the frames.
+        horizon: frames imagined from one context.
 
     Raises:
         ShapeError: states of another shape or that are not finite, or any for a model without.
@@ -59,6 +67,8 @@ def states_of(
     if given is None:
         states = tokenizer.read_states(frames)
     else:
+        if not isinstance(given, Tensor):
+            raise ShapeError(f"states are a {type(given).__name__}; give a torch tensor: torch.as_tensor(states).")
         expected = (len(frames), transformer.layout.context_frames, path.config.size)
         if tuple(given.shape) != expected:
             raise ShapeError(f"states have shape {tuple(given.shape)}; this model takes (B, t, S) = {expected}.")
@@ -67,4 +77,4 @@ def states_of(
         states = given.to(frames.device)
     features = path.features(states)
     older = features[:, -2] if features.shape[1] > 1 + transformer.layout.goal else features[:, -1]
-    return KnownStates(older, features[:, -1])
+    return KnownStates(older, features[:, -1], features.new_zeros(len(features), horizon, features.shape[-1]))

@@ -7,7 +7,6 @@ N context tokens a frame, M dynamics tokens a frame, L tokens.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -22,64 +21,18 @@ from ivideogpt.devices import Precision
 from ivideogpt.errors import ConfigError, ShapeError
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.sequence import TokenLayout
-from ivideogpt.states import decode_states
+from ivideogpt.states import decode_states, encode_states
 from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
 from ivideogpt.tokenizer.int8 import quantize_convolutions
 from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
+from ivideogpt.tokenizer.patches import from_patches, to_patches
 from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
-from ivideogpt.tokenizer.state_heads import StateHeads
+from ivideogpt.tokenizer.results import DecodedContext, EncodedContext, Reconstruction
+from ivideogpt.tokenizer.states import ShownStates, StateParts
 from ivideogpt.tokenizer.upsample import UpsamplingConv
 
 _MARGIN, _MARGIN_OF_PATTERNS = 1.5, 3.0  # measured on `pusht-64`
 _PATTERN_TILES = (2, 8, 32)  # a side
-
-
-@dataclass(frozen=True)
-class EncodedContext:
-    """Context frames as the encoder sees them: made once, used for every future frame that is tokenized."""
-
-    codes: Tensor
-    """(B, t, N) int64."""
-    keys_values: list[KeysValues]
-    """One entry a cross-attention of the prediction encoder."""
-
-
-@dataclass(frozen=True)
-class DecodedContext:
-    """Context frames as the decoder sees them: made once, used for every future frame that is decoded."""
-
-    frames: Tensor
-    """(B, t, 3, R, R), not clamped; (B, 0, 3, R, R) where they were not asked for."""
-    keys_values: list[KeysValues]
-    """One entry a cross-attention of the prediction decoder."""
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """A video through the tokenizer, with gradients."""
-
-    context: Tensor
-    """(B, t, 3, R, R), not clamped."""
-    future: Tensor
-    """(B, F, 3, R, R), not clamped."""
-    context_codes: Tensor
-    """(B, t, N) int64."""
-    dynamics_codes: Tensor
-    """(B, F, M) int64."""
-    context_vectors: Tensor
-    """(B, t, N, D) what was quantized: candidates for dead codes."""
-    dynamics_vectors: Tensor
-    """(B, F, M, D) what was quantized: candidates for dead codes."""
-    commitment_context: Tensor
-    """Scalar quantizer loss of the context tokens."""
-    commitment_dynamics: Tensor
-    """Scalar quantizer loss of the dynamics tokens."""
-    context_quantized: Tensor
-    """(B, t, N, D) context vectors after quantization."""
-    dynamics_quantized: Tensor
-    """(B, F, M, D) dynamics vectors after quantization; gradients pass straight through."""
-    states: Tensor | None = None
-    """(B, T, D) features of the state read from what is quantized; None without a state."""
 
 
 class CompressiveTokenizer(nn.Module):
@@ -102,7 +55,7 @@ class CompressiveTokenizer(nn.Module):
         self.context_out = nn.Conv2d(self.context_quantizer.width, latent, 1)
         self.dynamics_in = nn.Linear(latent * patch**2, self.dynamics_quantizer.width)
         self.dynamics_out = nn.Linear(self.dynamics_quantizer.width, latent * patch**2)
-        self.states = None if config.state is None else StateHeads(config, self.dynamics_quantizer.width)
+        self.states = None if config.state is None else StateParts(config, self.dynamics_quantizer.width)
 
     @classmethod
     def from_preset(cls, name: str, **changes: Any) -> Self:
@@ -133,8 +86,14 @@ class CompressiveTokenizer(nn.Module):
     # Pixels to tokens and back
 
     @torch.no_grad()
-    def tokenize(self, frames: Tensor) -> Tensor:
+    def tokenize(self, frames: Tensor, states: Tensor | None = None) -> Tensor:
         """Frames (B,T,3,R,R), float in [0,1] or uint8 -> tokens (B,L) int64.
+
+        Args:
+            frames: the videos.
+            states: (B,T,S) of every frame, for a tokenizer that has learned states: the tokens then say what these do
+                not, and only `detokenize` with the states of the future frames makes the frames of them again. None:
+                the tokens say everything.
 
         Raises:
             ShapeError: wrong rank, size, type or range, or fewer frames than context.
@@ -142,20 +101,32 @@ class CompressiveTokenizer(nn.Module):
         frames = self.require_frames(frames)
         t = self.config.context_frames
         context = self.encode_context(frames[:, :t])
-        dynamics = self.encode_future(frames[:, t:], context)
+        dynamics = self.encode_future(frames[:, t:], context, self._shown(states, frames.shape[1]))
         return self.layout.assemble(context.codes, dynamics)
 
     @torch.no_grad()
-    def detokenize(self, tokens: Tensor) -> Tensor:
+    def detokenize(self, tokens: Tensor, states: Tensor | None = None) -> Tensor:
         """Tokens (B,L) int64 -> frames (B,T,3,R,R), float in [0,1].
+
+        Args:
+            tokens: as `tokenize` makes them.
+            states: (B,T,S) that the frames show, if the tokens were made with states; those of the context are not
+                used.
 
         Raises:
             ShapeError: a length that is no whole segment, or an id that is not legal where it stands.
         """
         context_codes, dynamics_codes = self.layout.split(tokens)
         context = self.decode_context(context_codes)
-        future = self.decode_future(dynamics_codes, context)
+        shown = self._shown(states, self.layout.frames(tokens.shape[1]))
+        future = self.decode_future(dynamics_codes, context, shown)
         return torch.cat([context.frames, future], dim=1).clamp(0, 1)
+
+    @torch.no_grad()
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """Frames (B,T,3,R,R) to tokens and back, with the states that it reads itself where it has learned states."""
+        states = None if self.states is None else self.read_states(frames)
+        return self.detokenize(self.tokenize(frames, states), states)
 
     @torch.no_grad()
     def read_states(self, frames: Tensor) -> Tensor:
@@ -183,11 +154,11 @@ class CompressiveTokenizer(nn.Module):
         vectors = self._context_vectors(latent, frames.shape[1])
         return EncodedContext(self.context_quantizer(vectors).codes, self._encoder_keys_values(maps))
 
-    def encode_future(self, frames: Tensor, context: EncodedContext) -> Tensor:
-        """Future frames (B,F,3,R,R) in [0,1], any F from 0 -> codes (B,F,M)."""
+    def encode_future(self, frames: Tensor, context: EncodedContext, shown: ShownStates | None = None) -> Tensor:
+        """Future frames (B,F,3,R,R) in [0,1], any F from 0, and the states they show -> codes (B,F,M)."""
         if frames.shape[1] == 0:
             return context.codes.new_empty(len(frames), 0, self.layout.dynamics_tokens)
-        return self.dynamics_quantizer(self._dynamics_vectors(frames, context.keys_values)).codes
+        return self.dynamics_quantizer(self._dynamics_vectors(frames, context.keys_values, shown)).codes
 
     def decode_context(self, codes: Tensor, *, pixels: bool = True) -> DecodedContext:
         """Context codes (B,t,N) -> frames, and what the prediction decoder attends to.
@@ -202,14 +173,21 @@ class CompressiveTokenizer(nn.Module):
         no_frames = maps[0].new_empty(len(codes), 0, FRAME_CHANNELS, size, size)
         return DecodedContext(no_frames, self._decoder_keys_values(maps))
 
-    def decode_future(self, codes: Tensor, context: DecodedContext) -> Tensor:
-        """Dynamics codes (B,F,M), any F from 0 -> frames (B,F,3,R,R), not clamped."""
+    def decode_future(self, codes: Tensor, context: DecodedContext, shown: ShownStates | None = None) -> Tensor:
+        """Dynamics codes (B,F,M), any F from 0, and the states to show -> frames (B,F,3,R,R), not clamped."""
         if codes.shape[1] == 0:
             return context.frames[:, :0]
-        return self._decode_future(self.dynamics_quantizer.lookup(codes), context)
+        return self._decode_future(self.dynamics_quantizer.lookup(codes), context, shown)
 
-    def forward(self, frames: Tensor) -> Reconstruction:
+    def forward(
+        self, frames: Tensor, shown: ShownStates | None = None, dropped: Tensor | None = None
+    ) -> Reconstruction:
         """Frames (B,T,3,R,R), float in [0,1] or uint8, T > t -> their reconstruction, with gradients.
+
+        Args:
+            frames: the videos.
+            shown: the states of the future frames; None withholds them.
+            dropped: (B,F) bool, True for frames whose dynamics tokens are withheld from the decoder.
 
         Raises:
             ShapeError: as `tokenize`, or no future frame.
@@ -220,13 +198,14 @@ class CompressiveTokenizer(nn.Module):
             raise ShapeError(f"{t} frames are all context; a reconstruction needs at least {t + 1}.")
         latent, maps = self.context_encoder(frames[:, :t].flatten(0, 1))
         context_vectors = self._context_vectors(latent, t)
-        dynamics_vectors = self._dynamics_vectors(frames[:, t:], self._encoder_keys_values(maps))
+        dynamics_vectors = self._dynamics_vectors(frames[:, t:], self._encoder_keys_values(maps), shown)
         context = self.context_quantizer(context_vectors)
         dynamics = self.dynamics_quantizer(dynamics_vectors)
         decoded = self._decode_context(context.vectors)
+        told = dynamics.vectors if dropped is None else dynamics.vectors * ~dropped[:, :, None, None]
         return Reconstruction(
             context=decoded.frames,
-            future=self._decode_future(dynamics.vectors, decoded),
+            future=self._decode_future(told, decoded, shown),
             context_codes=context.codes,
             dynamics_codes=dynamics.codes,
             context_vectors=context_vectors,
@@ -235,7 +214,7 @@ class CompressiveTokenizer(nn.Module):
             commitment_dynamics=dynamics.loss,
             context_quantized=context.vectors,
             dynamics_quantized=dynamics.vectors,
-            states=self._states(latent.unflatten(0, (-1, t)), dynamics_vectors),
+            **self._states(frames, latent.unflatten(0, (-1, t)), dynamics_vectors),
         )
 
     def with_context_frames(self, context_frames: int) -> CompressiveTokenizer:
@@ -285,8 +264,8 @@ class CompressiveTokenizer(nn.Module):
                 module.split()
         other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         other.to(torch.float32 if precision == "float32" else torch.bfloat16)
-        if other.states is not None:
-            other.states.float()  # a rounded position would be off by a tenth of a pixel
+        if self.states is not None:  # as it is: a rounded position would be off by a tenth of a pixel
+            other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
         if precision == "w8a8":
             videos = self._patterns() if calibration is None else list(calibration.split(1))
             margin = _MARGIN_OF_PATTERNS if calibration is None else _MARGIN
@@ -338,20 +317,42 @@ class CompressiveTokenizer(nn.Module):
         """Latent maps (B*t,C,h,h) -> what is quantized (B,t,N,D)."""
         return self.context_in(latent).flatten(2).transpose(1, 2).unflatten(0, (-1, context_frames))
 
-    def _states(self, latent: Tensor, dynamics_vectors: Tensor) -> Tensor | None:
-        """Latent maps (B,t,C,h,h) of the context, and what becomes dynamics tokens (B,F,M,W) -> features (B,T,D)."""
+    def _states(self, frames: Tensor, latent: Tensor, dynamics_vectors: Tensor) -> dict[str, Tensor]:
+        """States for `Reconstruction`, from frames (B,T,3,R,R), the context's latent maps (B,t,C,h,h) and what becomes
+        dynamics tokens (B,F,M,W)."""
         if self.states is None:
-            return None
+            return {}
+        t = latent.shape[1]
+        future, _ = self.context_encoder(frames[:, t:].flatten(0, 1))  # many more frames to learn reading from
+        latent = torch.cat([latent, future.unflatten(0, (len(frames), -1))], dim=1)
         with torch.autocast(latent.device.type, enabled=False):
-            context = self.states.frame(latent)
-            return torch.cat([context, self.states.dynamics(dynamics_vectors, context[:, -1].detach())], dim=1)
+            read = self.states.frame(latent)
+            return {
+                "frame_states": read,
+                "dynamics_states": self.states.dynamics(dynamics_vectors, read[:, t - 1].detach()),
+            }
 
     def _encoder_keys_values(self, maps: list[Tensor]) -> list[KeysValues]:
         return context_keys_values(self.prediction_encoder.cross, maps, self.config.context_frames)
 
-    def _dynamics_vectors(self, frames: Tensor, keys_values: list[KeysValues]) -> Tensor:
-        latent, _ = self.prediction_encoder(frames.flatten(0, 1), keys_values)
-        return self.dynamics_in(self._to_patches(latent)).unflatten(0, frames.shape[:2])
+    def _shown(self, states: Tensor | None, frames: int) -> ShownStates | None:
+        """States (B,T,S) of whole videos -> those of the future frames."""
+        if states is None:
+            return None
+        if self.states is None or self.config.state is None:
+            raise ShapeError("states were given, but this tokenizer has learned none. Leave them out.")
+        if states.ndim != 3 or states.shape[1:] != (frames, self.config.state.size):
+            raise ShapeError(
+                f"states have shape {tuple(states.shape)}; this tokenizer takes (B, T, S) = "
+                f"(B, {frames}, {self.config.state.size}), one a frame."
+            )
+        features = encode_states(states[:, self.config.context_frames :], self.config.state)
+        return ShownStates(features.to(self.context_in.weight.device))
+
+    def _dynamics_vectors(self, frames: Tensor, keys_values: list[KeysValues], shown: ShownStates | None) -> Tensor:
+        known = None if self.states is None or shown is None else self.states.for_encoder(shown)
+        latent, _ = self.prediction_encoder(frames.flatten(0, 1), keys_values, known)
+        return self.dynamics_in(to_patches(latent, self.config.patch_size)).unflatten(0, frames.shape[:2])
 
     def _decode_context(self, vectors: Tensor) -> DecodedContext:
         frames, maps = self.context_decoder(self._context_latent(vectors))
@@ -365,22 +366,11 @@ class CompressiveTokenizer(nn.Module):
     def _decoder_keys_values(self, maps: list[Tensor]) -> list[KeysValues]:
         return context_keys_values(self.prediction_decoder.cross, maps, self.config.context_frames)
 
-    def _decode_future(self, vectors: Tensor, context: DecodedContext) -> Tensor:
+    def _decode_future(self, vectors: Tensor, context: DecodedContext, shown: ShownStates | None) -> Tensor:
         patches = self.dynamics_out(vectors.flatten(0, 1).to(self.dynamics_out.weight.dtype))
-        frames, _ = self.prediction_decoder(self._from_patches(patches), context.keys_values)
+        known = None if self.states is None or shown is None else self.states.for_decoder(shown)
+        frames, _ = self.prediction_decoder(from_patches(patches, self.config.patch_size), context.keys_values, known)
         return frames.unflatten(0, vectors.shape[:2])
-
-    def _to_patches(self, latent: Tensor) -> Tensor:
-        """(B,C,h,h) -> (B,M,p*p*C): a patch vector runs over row in patch, column in patch, channel."""
-        p, side = self.config.patch_size, self.config.latent_size // self.config.patch_size
-        x = latent.unflatten(2, (side, p)).unflatten(4, (side, p))  # (B, C, rows, p, columns, p)
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-    def _from_patches(self, patches: Tensor) -> Tensor:
-        """(B,M,p*p*C) -> (B,C,h,h): the inverse of `_to_patches`."""
-        p, side = self.config.patch_size, self.config.latent_size // self.config.patch_size
-        x = patches.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (B, rows, columns, p, p, C)
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def _quantizer(config: TokenizerConfig, codes: int, levels: tuple[int, ...]) -> VectorQuantizer | FiniteScalarQuantizer:

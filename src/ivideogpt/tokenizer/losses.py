@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.config import LossWeights
-from ivideogpt.tokenizer.compressive import Reconstruction
+from ivideogpt.tokenizer.results import Reconstruction
 from ivideogpt.tokenizer.perceptual import LPIPS
 
 PLAIN = LossWeights()
@@ -68,19 +68,25 @@ def rest_loss(output: Reconstruction, frames: Tensor, mask: Tensor) -> Tensor:
     return (output.dynamics_vectors.float().square().mean(-1) * still).sum() / still.sum().clamp(min=1)
 
 
-def state_losses(output: Reconstruction, features: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    """Mean absolute error of the states read from context frames and from what becomes dynamics tokens.
+def state_losses(output: Reconstruction, features: Tensor, mask: Tensor, known: Tensor) -> dict[str, Tensor]:
+    """Mean absolute error of the states read from frames, and from what becomes dynamics tokens where these have to say
+    everything; and the mean square of what becomes dynamics tokens where the state is known, so that "as the state
+    says" is one code.
 
     Args:
-        output: the tokenizer's, with `states`.
+        output: the tokenizer's, with states.
         features: (B,T,D) of the true states.
         mask: (B,T) bool, False on padded frames, which do not count.
+        known: (B,) bool, False for videos whose states were withheld.
     """
-    assert output.states is not None, "the tokenizer has a state"
+    assert output.frame_states is not None and output.dynamics_states is not None, "the tokenizer has a state"
     t = output.context.shape[1]
-    error = (output.states - features).abs().mean(dim=-1) * mask
-    parts = {"context": slice(None, t), "dynamics": slice(t, None)}
-    return {f"state_{name}": error[:, part].sum() / mask[:, part].sum().clamp(min=1) for name, part in parts.items()}
+    told, untold = mask[:, t:] & known[:, None], mask[:, t:] & ~known[:, None]
+    return {
+        "state_frame": _masked_mean((output.frame_states - features).abs().mean(dim=-1), mask),
+        "state_dynamics": _masked_mean((output.dynamics_states - features[:, t:]).abs().mean(dim=-1), untold),
+        "residual": _masked_mean(output.dynamics_vectors.float().square().mean(dim=(2, 3)), told),
+    }
 
 
 def perceptual_losses(output: Reconstruction, frames: Tensor, mask: Tensor, lpips: LPIPS) -> dict[str, Tensor]:
@@ -120,6 +126,10 @@ def pixel_rarity(frames: Tensor) -> Tensor:
     )
     share = (counts / flat.shape[1]).gather(1, flat).view(colours.shape)
     return 1 / (1 + share / _COMMON_SHARE)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum() / mask.sum().clamp(min=1)
 
 
 def _patch_maximum(values: Tensor, patches: int) -> Tensor:

@@ -36,8 +36,13 @@ class Encoder(nn.Module):
         for i in range(self.first_cross, len(widths) if cross else 0):
             self.cross.append(_cross_attention(config, widths[i], sizes[i]))
 
-    def forward(self, frames: Tensor, context: list[KeysValues] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """(B,3,R,R) in [0,1] -> latent map (B,C,h,h) and the maps that a cross-attending encoder may look at."""
+    def forward(
+        self, frames: Tensor, context: list[KeysValues] | None = None, known: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(B,3,R,R) in [0,1] -> latent map (B,C,h,h) and the maps that a cross-attending encoder may look at.
+
+        `known` (B,W,h,h), what is known of the frames beside the context, is added before the middle.
+        """
         x = self.conv_in(F.pixel_unshuffle(frames, self.stem_stride))
         maps = []
         for i, block in enumerate(self.blocks):
@@ -46,7 +51,7 @@ class Encoder(nn.Module):
                 maps.append(x)
                 if context is not None:
                     x = self.cross[i - self.first_cross](x, context[i - self.first_cross])
-        x = self.middle(x)
+        x = self.middle(x if known is None else x + known.to(x.dtype))
         return self.conv_out(F.silu(self.norm_out(x))), maps
 
 
@@ -73,9 +78,15 @@ class Decoder(nn.Module):
             for i in range(self.cross_blocks):
                 self.cross.append(_cross_attention(config, widths[i], sizes[i]))
 
-    def forward(self, latent: Tensor, context: list[KeysValues] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """Latent map (B,C,h,h) -> frames (B,3,R,R), not clamped, and the maps a cross-attending decoder may look at."""
-        x = self.middle(self.conv_in(latent))
+    def forward(
+        self, latent: Tensor, context: list[KeysValues] | None = None, known: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Latent map (B,C,h,h) -> frames (B,3,R,R), not clamped, and the maps a cross-attending decoder may look at.
+
+        `known` (B,W,h,h), what is known of the frames beside the context, is added before the middle.
+        """
+        x = self.conv_in(latent)
+        x = self.middle(x if known is None else x + known.to(x.dtype))
         maps = [x]
         if context is not None:
             x = self.cross[0](x, context[0])

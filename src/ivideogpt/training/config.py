@@ -141,6 +141,15 @@ class TokenizerTrainingConfig(TrainingConfig):
     rest_weight: float | None = Field(None, ge=0)
     """Weight of the loss that gives patches that look as in the last context frame one code, which makes the tokens
     predictable. Left out: 0, the paper's, with a perceptual loss, else 0.1."""
+    withhold_states: float = Field(0.2, ge=0, le=1)
+    """With `states`: share of the videos whose states are withheld from encoder and decoder, so that tokens learn to do
+    without."""
+    withhold_tokens: float = Field(0.4, ge=0, le=1)
+    """With `states`: share of the other videos' frames whose tokens are withheld from the decoder, so that it learns to
+    draw from states."""
+    residual_weight: float = Field(0.02, ge=0)
+    """With `states`: weight of the mean square of what becomes dynamics tokens where the state is known, so that they
+    say only what the state does not."""
     prior_weight: float = Field(0.0, ge=0)
     """Weight of the error of a small causal prior that foretells the dynamics tokens from the context, the frame before
     and, with `states`, the state, so that the encoder learns codes that are easy to predict. 0 does without."""

@@ -26,6 +26,7 @@ from ivideogpt.tokenizer.discriminator import (
 from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, rest_loss, state_losses
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
+from ivideogpt.tokenizer.states import ShownStates
 from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
 from ivideogpt.training.config import TokenizerTrainingConfig
@@ -146,20 +147,24 @@ class TokenizerLearner:
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named losses of a batch of videos."""
         frames = batch.frames.float() / 255
+        features = self._features(batch)
+        shown, dropped = None, None
+        if features is not None:
+            shown, dropped = self._what_is_told(features[:, self.model.config.context_frames :])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            output = self.model(frames)
+            output = self.model(frames, shown, dropped)
         losses = reconstruction_losses(output, frames, batch.mask, self.config.loss_weights)
         if self.config.loss_weights.rest:
             losses["rest"] = self.config.loss_weights.rest * rest_loss(output, frames, batch.mask)
-        features = self._features(batch)
         t = output.context.shape[1]
-        if features is not None:
-            states = state_losses(output, features, batch.mask)
-            losses |= {name: self.config.state_weight * loss for name, loss in states.items()}
+        if features is not None and shown is not None and shown.known is not None:
+            states = state_losses(output, features, batch.mask, shown.known)
+            weights = {"residual": self.config.residual_weight}
+            losses |= {name: weights.get(name, self.config.state_weight) * loss for name, loss in states.items()}
         if self.prior is not None:
-            shown = None if features is None else features[:, t:]
+            future = None if features is None else features[:, t:]
             context, vectors = output.context_quantized[:, -1], output.dynamics_quantized
-            loss = prior_loss(self.prior.model, context, vectors, shown, batch.mask[:, t:])
+            loss = prior_loss(self.prior.model, context, vectors, future, batch.mask[:, t:])
             losses["prior"] = self.config.prior_weight * loss
         if self.lpips is not None:
             perceptual = perceptual_losses(output, frames, batch.mask, self.lpips)
@@ -189,27 +194,42 @@ class TokenizerLearner:
         return {f"{name}_{k}": v for name, counter in self.counters.items() for k, v in counter.report().items()}
 
     def validate(self, batches: list[Batch]) -> dict[str, float]:
-        """PSNR of context and future frames, L1 of future frames, state errors, on held-out episodes."""
-        errors = {"context": 0.0, "future": 0.0}
-        l1 = 0.0
-        states: dict[str, float] = {}
+        """PSNR of context and future frames, L1 of future frames, on held-out episodes.
+
+        With states these are told; beside it the error of reading states from frames, and the PSNR where only states
+        or only tokens are told.
+        """
+        figures: dict[str, float] = {}
         for batch in batches:
-            frames = batch.frames.float() / 255
-            output = self.model(frames)
-            t = output.context.shape[1]
-            future = output.future.float().clamp(0, 1)
-            errors["context"] += _psnr(output.context.float().clamp(0, 1), frames[:, :t]) / len(batches)
-            errors["future"] += _psnr(future, frames[:, t:]) / len(batches)
-            l1 += float((future - frames[:, t:]).abs().mean()) / len(batches)
-            if (features := self._features(batch)) is not None:
-                for name, loss in state_losses(output, features, batch.mask).items():
-                    states[name] = states.get(name, 0.0) + float(loss) / len(batches)
-        return {"psnr_context": errors["context"], "psnr_future": errors["future"], "l1_future": l1, **states}
+            for name, value in self._scores(batch).items():
+                figures[name] = figures.get(name, 0.0) + value / len(batches)
+        return figures
+
+    def _scores(self, batch: Batch) -> dict[str, float]:
+        frames, features = batch.frames.float() / 255, self._features(batch)
+        t = self.model.config.context_frames
+        shown = None if features is None else ShownStates(features[:, t:])
+        output = self.model(frames, shown)
+        future = output.future.float().clamp(0, 1)
+        scores = {
+            "psnr_context": _psnr(output.context.float().clamp(0, 1), frames[:, :t]),
+            "psnr_future": _psnr(future, frames[:, t:]),
+            "l1_future": float((future - frames[:, t:]).abs().mean()),
+        }
+        if features is None:
+            return scores
+        all_dropped = torch.ones_like(batch.mask[:, t:])
+        for name, told in {"states_alone": (shown, all_dropped), "tokens_alone": (None, None)}.items():
+            scores[f"psnr_{name}"] = _psnr(self.model(frames, *told).future.float().clamp(0, 1), frames[:, t:])
+        known = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
+        scores["state_frame"] = float(state_losses(output, features, batch.mask, known)["state_frame"])
+        return scores
 
     def picture(self, batch: Batch) -> Tensor:
         """Real frames above their reconstruction, for a few videos: (3,H,W) in [0,1]."""
-        frames = batch.frames[:_PICTURE_ROWS].float() / 255
-        output = self.model(frames)
+        frames, features = batch.frames[:_PICTURE_ROWS].float() / 255, self._features(batch)
+        t = self.model.config.context_frames
+        output = self.model(frames, None if features is None else ShownStates(features[:_PICTURE_ROWS, t:]))
         made = torch.cat([output.context, output.future], dim=1).float().clamp(0, 1)
         pairs = torch.stack([frames, made], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
         return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
@@ -241,6 +261,13 @@ class TokenizerLearner:
         """(B,T,D) features of the batch's states; None where the model has no state or the batch has none."""
         state = self.model.config.state
         return None if state is None or batch.states is None else encode_states(batch.states, state)
+
+    def _what_is_told(self, features: Tensor) -> tuple[ShownStates, Tensor]:
+        """Features (B,F,D) with the states of some videos withheld; and (B,F) bool, True for frames of other videos
+        whose tokens are withheld instead, so that the decoder learns to draw from states alone."""
+        known = torch.rand(len(features), device=features.device) >= self.config.withhold_states
+        dropped = torch.rand(features.shape[:2], device=features.device) < self.config.withhold_tokens
+        return ShownStates(features, known), dropped & known[:, None]
 
     def _helpers(self) -> list[tuple[str, Adversary | Prior]]:
         """Networks that train the tokenizer and are thrown away afterwards, by name."""

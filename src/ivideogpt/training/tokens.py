@@ -69,7 +69,8 @@ class TokenizedBatches:
 
     def _tokenized(self, batch: Batch) -> TokenBatch:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            tokens = self.tokenizer.tokenize(batch.frames.to(self.device))
+            states = None if self.tokenizer.states is None or batch.states is None else batch.states.to(self.device)
+            tokens = self.tokenizer.tokenize(batch.frames.to(self.device), states)
         return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards, batch.states)
 
 
