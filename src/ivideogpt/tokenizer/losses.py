@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ivideogpt.config import LossWeights
-from ivideogpt.tokenizer.results import Reconstruction
 from ivideogpt.tokenizer.perceptual import LPIPS
+from ivideogpt.tokenizer.results import Reconstruction
 
 PLAIN = LossWeights()
 """The paper's: every pixel counts the same."""
