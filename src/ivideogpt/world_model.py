@@ -50,7 +50,7 @@ class WorldModel(nn.Module):
         sampling: how tokens are drawn where nothing else is said.
 
     Raises:
-        ConfigError: the two parts do not have the same token layout.
+        ConfigError: the two parts do not have the same token layout, or have learned states of different sizes.
     """
 
     def __init__(
@@ -65,6 +65,12 @@ class WorldModel(nn.Module):
             raise ConfigError(
                 f"the tokenizer writes {tokenizer.layout}, but the transformer continues {theirs}. "
                 "Train the transformer on this tokenizer, or load the one it was trained on."
+            )
+        sizes = [part.config.state.size for part in (tokenizer, transformer) if part.config.state is not None]
+        if len(set(sizes)) > 1:
+            raise ConfigError(
+                f"the tokenizer has learned states of {sizes[0]} numbers, the transformer of {sizes[1]}. "
+                "Train the transformer on this tokenizer and the same states, or load the one it was trained on."
             )
         self.tokenizer = tokenizer
         self.transformer = transformer

@@ -1,7 +1,7 @@
 """Making pixels of tokens, as many frames at once as are fastest.
 
-Shapes: S contexts, N of them (some of them, or one several times), F frames of each, M dynamics tokens a frame,
-D features of a state.
+Shapes: C contexts, N of them (some of them, or one several times), F frames of each, M dynamics tokens a frame,
+S numbers of a state.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.session.state import Contexts, frames_at_once
+from ivideogpt.states import encode_states
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.results import DecodedContext
 from ivideogpt.tokenizer.states import ShownStates
@@ -26,14 +27,15 @@ def decode_in_parts(
     Args:
         tokenizer: the model's.
         codes: 0..Kd-1.
-        shown: (N,F,D) features of the states to show, for a tokenizer that has learned states; None for none.
-        contexts: S of them.
+        shown: (N,F,S) states to show, for a tokenizer that has learned states; None for none.
+        contexts: C of them.
         which: (N,) int64, the context of each.
     """
     most = frames_at_once(_AT_ONCE_ON_CPU if codes.device.type == "cpu" else _AT_ONCE, tokenizer.config.resolution)
     together = max(1, most // codes.shape[1])  # contexts
-    if tokenizer.states is None:
-        shown = None
+    told = None
+    if shown is not None and tokenizer.config.state is not None:
+        told = encode_states(shown, tokenizer.config.state)
     done = []
     for first, (part, index) in enumerate(zip(codes.split(together), which.split(together), strict=True)):
         features = [(keys.index_select(0, index), values.index_select(0, index)) for keys, values in contexts.features]
@@ -42,7 +44,7 @@ def decode_in_parts(
         rows = slice(first * together, first * together + len(part))
         frames = []
         for start, some in zip(range(0, part.shape[1], size), part.split(size, dim=1), strict=True):
-            states = None if shown is None else ShownStates(shown[rows, start : start + size])
+            states = None if told is None else ShownStates(told[rows, start : start + size])
             frames.append(tokenizer.decode_future(some, context, states))
         done.append(torch.cat(frames, dim=1))
     return torch.cat(done).float().clamp(0, 1)

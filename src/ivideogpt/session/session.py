@@ -151,16 +151,17 @@ class Session:
         state = self._open()
         slot = self._slot(action)
         self._renew([row for row, frames in enumerate(state.segment) if frames == self.horizon])
-        path = self.transformer.states
-        known = None if state.known is None or path is None else state.known.after(path, action, state.segment)
-        if known is not None and path is not None:
+        path, known, foretold = self.transformer.states, None, None
+        if state.known is not None and path is not None:
+            known = state.known.after(path, action, state.segment)
+            foretold = path.decoded(known.present)
             slot = slot + path.embedding(known.present).to(slot.dtype)
         lengths, unread = list(state.cache.lengths), state.unread
         try:
             tokens, entropy = self._frame(state, slot)
             state.unread = tokens[:, -1].clone()  # the step that is given away may be altered
             reward = None if self._lazy else self._reward(state)
-            shown = None if known is None else known.present[:, None]
+            shown = None if foretold is None else foretold[:, None]
             frame = self._decoded(tokens[:, None], shown, range(len(tokens)))[:, 0] if decode else None
         except BaseException:
             state.cache.rewind(lengths)
@@ -171,12 +172,14 @@ class Session:
         state.total = [number + 1 for number in state.total]
         state.streams.advance()
         state.known = known
-        foretold = None if known is None or path is None else path.decoded(known.present)
         return Step(frame, reward, entropy, tokens, foretold)
 
     @torch.no_grad()
     def decode(self, tokens: Tensor) -> Tensor:
         """Tokens (R,F,M) that the rows imagined from their present contexts -> frames (R,F,3,side,side) in [0,1].
+
+        Where the model has learned states, these must be the tokens of each row's newest frames, which show its newest
+        states.
 
         Raises:
             ShapeError: tokens of another shape, more frames than a row has imagined from its present context, or ids
@@ -199,9 +202,12 @@ class Session:
             raise ShapeError(
                 f"tokens lie outside {legal.start}..{legal.stop - 1}, the ids legal inside a future frame."
             )
-        state = self._open()
-        shown = None if state.known is None else state.known.shown[:, : tokens.shape[1]]
-        return self._decoded(tokens.to(state.tokens.device), shown, range(self.rows))
+        state, device = self._open(), self._open().tokens.device
+        shown = None
+        if state.known is not None:
+            newest = torch.tensor(state.segment)[:, None] + torch.arange(-tokens.shape[1], 0)
+            shown = state.known.shown[torch.arange(self.rows)[:, None], newest]
+        return self._decoded(tokens.to(device), shown, range(self.rows))
 
     # Branching, going back, starting anew
 
@@ -339,7 +345,7 @@ class Session:
     # Frames and contexts
 
     def _decoded(self, tokens: Tensor, shown: Tensor | None, rows: Sequence[int]) -> Tensor:
-        """Tokens (R,F,M) of these rows, and features (R,F,D) of the states they show -> frames (R,F,3,side,side)."""
+        """Tokens (R,F,M) of these rows, and the states (R,F,S) that they show or None -> frames (R,F,3,side,side)."""
         state = self._open()
         if tokens.shape[1] == 0:
             return state.contexts.frames.new_empty(len(rows), 0, *state.contexts.frames.shape[2:], dtype=torch.float32)

@@ -18,21 +18,21 @@ from ivideogpt.transformer.states import StatePath
 
 
 class KnownStates(NamedTuple):
-    """Features of each row's states."""
+    """Each row's states."""
 
     before: Tensor
-    """(R, D) of the state before the present one."""
+    """(R, D) features of the state before the present one."""
     present: Tensor
-    """(R, D) of the present state."""
+    """(R, D) features of the present state."""
     shown: Tensor
-    """(R, horizon, D) of the frames imagined from the present contexts, as far as there are any."""
+    """(R, horizon, S) states of the frames imagined from the present contexts, as far as there are any."""
 
     def after(self, path: StatePath, action: Tensor | None, segment: Sequence[int]) -> KnownStates:
         """One step on, by actions (R, A) or none, from rows that have imagined so many frames from their contexts."""
         action = None if action is None else action.to(self.present.device)
         following = path.next(self.before, self.present, action).to(self.present.dtype)
         shown = self.shown.clone()
-        shown[torch.arange(len(shown)), torch.tensor(segment)] = following
+        shown[torch.arange(len(shown)), torch.tensor(segment)] = path.decoded(following)
         return KnownStates(self.present, following, shown)
 
     def select(self, rows: Sequence[int]) -> Self:
@@ -77,4 +77,4 @@ def states_of(
         states = given.to(frames.device)
     features = path.features(states)
     older = features[:, -2] if features.shape[1] > 1 + transformer.layout.goal else features[:, -1]
-    return KnownStates(older, features[:, -1], features.new_zeros(len(features), horizon, features.shape[-1]))
+    return KnownStates(older, features[:, -1], features.new_zeros(len(features), horizon, path.config.size))

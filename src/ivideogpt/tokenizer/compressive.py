@@ -276,7 +276,9 @@ class CompressiveTokenizer(nn.Module):
     def _reconstruct(self, videos: list[Tensor]) -> None:
         """Reconstruct videos (1,T,3,R,R); of one that is all context, its frames once more as the future."""
         for video in videos:
-            self(video if video.shape[1] > self.config.context_frames else torch.cat([video, video], dim=1))
+            whole = video if video.shape[1] > self.config.context_frames else torch.cat([video, video], dim=1)
+            states = None if self.states is None else self.read_states(whole)
+            self(whole, self._shown(states, whole.shape[1]))
 
     def _patterns(self) -> list[Tensor]:
         """Coarse and fine random patterns (1,t+2,3,R,R) each, for want of real frames."""

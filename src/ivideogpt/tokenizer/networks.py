@@ -70,23 +70,21 @@ class Decoder(nn.Module):
         )
         self.norm_out = nn.GroupNorm(groups, widths[-1], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[-1], FRAME_CHANNELS * config.stem_stride**2, 3, padding=1)
-        sizes = [config.latent_size * 2 ** min(i + 1, last) for i in range(len(widths))]
-        self.cross_blocks = sum(size <= config.attention_resolution for size in sizes)
+        places = decoder_cross_places(config)
+        self.cross_blocks = len(places) - 1
         self.cross = nn.ModuleList()
-        if cross:
-            self.cross.append(_cross_attention(config, widths[0], config.latent_size))
-            for i in range(self.cross_blocks):
-                self.cross.append(_cross_attention(config, widths[i], sizes[i]))
+        for size, channels in places if cross else ():
+            self.cross.append(_cross_attention(config, channels, size))
 
     def forward(
-        self, latent: Tensor, context: list[KeysValues] | None = None, known: Tensor | None = None
+        self, latent: Tensor, context: list[KeysValues] | None = None, known: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         """Latent map (B,C,h,h) -> frames (B,3,R,R), not clamped, and the maps a cross-attending decoder may look at.
 
-        `known` (B,W,h,h), what is known of the frames beside the context, is added before the middle.
+        `known`, maps of what is known of the frames beside the context, are added before the middle and before each
+        later cross-attention.
         """
-        x = self.conv_in(latent)
-        x = self.middle(x if known is None else x + known.to(x.dtype))
+        x = self.middle(_added(self.conv_in(latent), known, 0))
         maps = [x]
         if context is not None:
             x = self.cross[0](x, context[0])
@@ -95,7 +93,7 @@ class Decoder(nn.Module):
             if i < self.cross_blocks:
                 maps.append(x)
                 if context is not None:
-                    x = self.cross[i + 1](x, context[i + 1])
+                    x = self.cross[i + 1](_added(x, known, i + 1), context[i + 1])
         x = self.conv_out(F.silu(self.norm_out(x)))
         return F.pixel_shuffle(x, self.stem_stride), maps
 
@@ -105,6 +103,19 @@ class Decoder(nn.Module):
         for i in range(self.cross_blocks):
             maps.append(self.blocks[i](maps[-1]))
         return maps
+
+
+def decoder_cross_places(config: TokenizerConfig) -> list[tuple[int, int]]:
+    """Size and channels of the maps at which a cross-attending decoder looks at the context: that of the middle, and
+    those of the up blocks that are small enough."""
+    widths = config.widths[::-1]
+    sizes = [config.latent_size * 2 ** min(i + 1, len(widths) - 1) for i in range(len(widths))]
+    small = [place for place in zip(sizes, widths, strict=True) if place[0] <= config.attention_resolution]
+    return [(config.latent_size, widths[0]), *small]
+
+
+def _added(x: Tensor, known: list[Tensor] | None, place: int) -> Tensor:
+    return x if known is None else x + known[place].to(x.dtype)
 
 
 def context_keys_values(cross: nn.ModuleList, maps: list[Tensor], context_frames: int) -> list[KeysValues]:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.config import TokenizerConfig
+from ivideogpt.tokenizer.networks import decoder_cross_places
 
 _CHANNELS, _HEATMAPS, _WIDTH = 96, 48, 256
 _WAVES = (1.0, 2.0, 4.0, 8.0)  # radians a feature of a map
@@ -36,19 +37,20 @@ class StateParts(nn.Module):
     def __init__(self, config: TokenizerConfig, dynamics_width: int) -> None:
         super().__init__()
         assert config.state is not None, "made only for a configuration with a state"
-        features, size, channels = config.state.features, config.latent_size, config.widths[-1]
+        features, size = config.state.features, config.latent_size
         self.frame = FrameHead(config.latent_channels, size, features)
         self.dynamics = DynamicsHead(config.layout.dynamics_tokens * dynamics_width, features)
-        self.encoder_map = StateMap(features, size, channels)
-        self.decoder_map = StateMap(features, size, channels)
+        self.encoder_map = StateMap(features, size, config.widths[-1])
+        self.decoder_maps = nn.ModuleList(StateMap(features, *place) for place in decoder_cross_places(config))
 
     def for_encoder(self, shown: ShownStates) -> Tensor:
         """(B*F,V,h,h) to add inside the encoder of future frames; 0 where the state is withheld."""
         return _where_known(self.encoder_map, shown)
 
-    def for_decoder(self, shown: ShownStates) -> Tensor:
-        """(B*F,V,h,h) to add inside the decoder of future frames; 0 where the state is withheld."""
-        return _where_known(self.decoder_map, shown)
+    def for_decoder(self, shown: ShownStates) -> list[Tensor]:
+        """(B*F,V,h,h) to add wherever the decoder of future frames looks at the context; 0 where the state is
+        withheld."""
+        return [_where_known(part, shown) for part in self.decoder_maps]
 
 
 class StateMap(nn.Module):
@@ -128,9 +130,9 @@ class DynamicsHead(nn.Module):
         return self.output(F.silu(self.hidden2(F.silu(self.hidden1(x))))) + given
 
 
-def _where_known(states: StateMap, shown: ShownStates) -> Tensor:
+def _where_known(part: nn.Module, shown: ShownStates) -> Tensor:
     with torch.autocast(shown.features.device.type, enabled=False):
-        maps = states(shown.features.flatten(0, 1))
+        maps = part(shown.features.flatten(0, 1))
     if shown.known is None:
         return maps
     return maps * shown.known.repeat_interleave(shown.features.shape[1])[:, None, None, None]
