@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import VideoTransformer, WorldModel
-from ivideogpt.config import SamplingConfig
+from ivideogpt.config import SamplingConfig, StateConfig
 from ivideogpt.errors import CheckpointError, ConfigError, ShapeError
 from ivideogpt.tokenizer.int8 import Int8Conv, can_convolve_in_int8
 from ivideogpt.tokenizer.upsample import UpsamplingConv
@@ -59,6 +59,28 @@ def test_low_precision_is_near(model: WorldModel, make_frames: MakeFrames, preci
     video = prepared.rollout(make_frames(2, 2), actions[:, :4], horizon=2, seed=0).video
     assert video.dtype == torch.float32 and torch.isfinite(video).all()
     assert prepared.start(make_frames(2, 2), 3).step(actions.repeat(3, 1, 1)[:, 0]).tokens.shape == (6, 4)
+
+
+@pytest.mark.parametrize("precision", ["float32", *LOW])
+@torch.no_grad()
+def test_states_are_kept_as_they_are(make_world_model: MakeWorldModel, make_frames: MakeFrames, precision: str) -> None:
+    state = StateConfig(angles=(1,), mean=(3.0, 0.0), std=(2.0, 1.0), change=(0.3, 0.1))
+    model = make_world_model(action_dim=3, state=state)
+    prepared = model.prepared(precision)  # type: ignore[arg-type]
+    for exact, copied in ((model.tokenizer, prepared.tokenizer), (model.transformer, prepared.transformer)):
+        assert exact.states is not None and copied.states is not None and exact.states is not copied.states
+        theirs = dict([*copied.states.named_parameters(), *copied.states.named_buffers()])
+        for name, tensor in (*exact.states.named_parameters(), *exact.states.named_buffers()):
+            assert theirs[name].dtype == torch.float32 and torch.equal(theirs[name], tensor), name
+            assert not theirs[name].requires_grad
+    given, context, action = torch.randn(2, 2, 2), make_frames(2, 2), torch.rand(2, 3)
+    steps = [each.start(context, seed=0, states=given).step(action) for each in (model, prepared)]
+    assert torch.equal(steps[0].state, steps[1].state)  # type: ignore[arg-type]
+    session = prepared.start(context, seed=0, horizon=2)
+    for _ in range(4):
+        step = session.step(action)
+        assert step.state is not None and torch.isfinite(step.state).all()
+        session.reset(context[:1], [1])
 
 
 def test_int8_halves_the_layers_again(make_world_model: MakeWorldModel) -> None:

@@ -16,6 +16,7 @@ from ivideogpt.tokenizer.losses import (
     pixel_rarity,
     reconstruction_losses,
     rest_loss,
+    state_losses,
 )
 
 B, T, CONTEXT, SIZE = 2, 5, 2, 8
@@ -39,6 +40,8 @@ def output() -> Reconstruction:
         dynamics_vectors=nothing,
         commitment_context=torch.tensor(0.25),
         commitment_dynamics=torch.tensor(0.5),
+        context_quantized=nothing,
+        dynamics_quantized=nothing,
     )
 
 
@@ -185,3 +188,46 @@ def test_perceptual_is_the_mean_over_real_frames(output: Reconstruction, frames:
     expected = torch.cat([distances[0], distances[1, :1]]).mean()
     torch.testing.assert_close(losses["perceptual_future"], expected)
     torch.testing.assert_close(losses["perceptual_context"], (output.context - frames[:, :CONTEXT]).abs().mean())
+
+
+# States
+
+
+@pytest.fixture
+def read(output: Reconstruction) -> Reconstruction:
+    """With states of four features."""
+    numbers = torch.Generator().manual_seed(2)
+    frame, dynamics = torch.randn(B, T, 4, generator=numbers), torch.randn(B, T - CONTEXT, 4, generator=numbers)
+    return dataclasses.replace(output, frame_states=frame, dynamics_states=dynamics)
+
+
+def test_state_losses(read: Reconstruction, all_real: Tensor) -> None:
+    features, known = torch.randn(B, T, 4), torch.tensor([True, False])
+    vectors = torch.randn(B, T - CONTEXT, 3, 6)
+    losses = state_losses(dataclasses.replace(read, dynamics_vectors=vectors), features, all_real, known)
+    assert set(losses) == {"state_frame", "state_dynamics", "residual"}
+    assert read.frame_states is not None and read.dynamics_states is not None
+    torch.testing.assert_close(losses["state_frame"], (read.frame_states - features).abs().mean())
+    off = (read.dynamics_states - features[:, CONTEXT:]).abs()
+    torch.testing.assert_close(losses["state_dynamics"], off[1].mean())  # who was not told has to say it
+    torch.testing.assert_close(losses["residual"], vectors[0].square().mean())  # who was told has nothing to say
+
+
+def test_states_of_padded_frames_do_not_count(read: Reconstruction, all_real: Tensor) -> None:
+    features, mask = torch.randn(B, T, 4), all_real.clone()
+    mask[:, -2:] = False
+    vectors, known = torch.randn(B, T - CONTEXT, 3, 6), torch.tensor([True, False])
+    assert read.frame_states is not None and read.dynamics_states is not None
+    read = dataclasses.replace(read, dynamics_vectors=vectors)
+    losses = state_losses(read, features, mask, known)
+    wild, noise = features.clone(), vectors.clone()
+    wild[:, -2:], noise[:, -2:] = 1e6, 1e6
+    other = state_losses(dataclasses.replace(read, dynamics_vectors=noise), wild, mask, known)
+    assert all(torch.equal(losses[name], other[name]) for name in losses)
+    torch.testing.assert_close(losses["state_frame"], (read.frame_states - features)[mask].abs().mean())
+    real = slice(0, T - CONTEXT - 2)
+    torch.testing.assert_close(losses["residual"], vectors[0, real].square().mean())
+    off = (read.dynamics_states - features[:, CONTEXT:]).abs()
+    torch.testing.assert_close(losses["state_dynamics"], off[1, real].mean())
+    nothing = state_losses(read, features, torch.zeros_like(mask), known)
+    assert not any(loss.any() for loss in nothing.values())
