@@ -90,12 +90,13 @@ def test_a_map_is_made_for_each_frame_alone_and_starts_at_nothing() -> None:
 def test_states_that_are_withheld_add_nothing(make_tokenizer: MakeTokenizer) -> None:
     parts = parts_of(make_tokenizer(state=POSE))
     states, known = poses(3), torch.tensor([True, False, True])
-    for told in (parts.for_encoder, parts.for_decoder):
-        every, some = told(shown_by(states)), told(shown_by(states, known))
-        assert every.shape == (9, 16, 4, 4)
+    whole = [parts.for_encoder(shown_by(states)), *parts.for_decoder(shown_by(states))]
+    some = [parts.for_encoder(shown_by(states, known)), *parts.for_decoder(shown_by(states, known))]
+    assert [tuple(maps.shape) for maps in whole] == [(9, 16, 4, 4), (9, 16, 4, 4), (9, 16, 8, 8)]
+    for every, part in zip(whole, some, strict=True):
         every[3:6] = 0
-        assert torch.equal(every, some)
-    assert not torch.equal(parts.for_encoder(shown_by(states)), parts.for_decoder(shown_by(states)))
+        assert torch.equal(every, part)
+    assert not torch.equal(whole[0], whole[1])
 
 
 # Reading
@@ -203,6 +204,23 @@ def test_tokens_may_be_withheld_from_the_decoder(make_tokenizer: MakeTokenizer, 
     torch.testing.assert_close(without[dropped], made.future[dropped], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("resolution", [4, 8, 16])
+@torch.no_grad()
+def test_the_decoder_is_told_wherever_it_looks_at_the_context(
+    make_tokenizer: MakeTokenizer, make_frames: MakeFrames, resolution: int
+) -> None:
+    tokenizer, frames, states = make_tokenizer(state=POSE, attention_resolution=resolution), make_frames(), poses()
+    maps = parts_of(tokenizer).decoder_maps
+    assert len(maps) == len(tokenizer.prediction_decoder.cross)
+    tokens = tokenizer.tokenize(frames, states)
+    video = tokenizer.detokenize(tokens, states)
+    for part in maps:
+        part.conv4.bias += 1  # type: ignore[union-attr, operator]
+        other = tokenizer.detokenize(tokens, states)
+        assert (other - video).abs().max() > 1e-4
+        video = other
+
+
 @torch.no_grad()
 def test_a_new_state_changes_nothing(make_frames: MakeFrames) -> None:
     torch.manual_seed(0)
@@ -249,7 +267,7 @@ def test_whom_each_loss_teaches(make_tokenizer: MakeTokenizer, make_frames: Make
             "frame head": parts_of(tokenizer).frame,
             "dynamics head": parts_of(tokenizer).dynamics,
             "encoder map": parts_of(tokenizer).encoder_map,
-            "decoder map": parts_of(tokenizer).decoder_map,
+            "decoder maps": parts_of(tokenizer).decoder_maps,
             "context encoder": tokenizer.context_encoder,
             "prediction encoder": tokenizer.prediction_encoder,
             "decoder": tokenizer.prediction_decoder,
@@ -259,7 +277,7 @@ def test_whom_each_loss_teaches(make_tokenizer: MakeTokenizer, make_frames: Make
     # The context encoder by what the prediction encoder sees of it; not the head that said where things were.
     assert taught["state_dynamics"] == {"dynamics head", "prediction encoder", "context encoder"}
     assert taught["residual"] == {"encoder map", "prediction encoder", "context encoder"}
-    assert taught["pixels"] == {"encoder map", "decoder map", "context encoder", "prediction encoder", "decoder"}
+    assert taught["pixels"] == {"encoder map", "decoder maps", "context encoder", "prediction encoder", "decoder"}
 
 
 # Who has none, and copies
