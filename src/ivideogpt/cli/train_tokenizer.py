@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ivideogpt.cli.console import tell
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
@@ -35,5 +37,15 @@ def run(options: Options) -> None:
     figures = show_training("training the tokenizer", train_tokenizer, config)
     next_step = (
         f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
+        f"{_states(config)}"
     )
     finish_training(figures, config, next_step, options.as_json)
+
+
+def _states(config: TokenizerTrainingConfig) -> str:
+    """The options that let the transformer learn the same states."""
+    if not config.states:
+        return ""
+    key = "" if config.state_key == "state" else f" --state-key {shlex.quote(config.state_key)}"
+    angles = "" if config.state_angles is None else f" --state-angles {' '.join(map(str, config.state_angles))}"
+    return f" --states{key}{angles}"

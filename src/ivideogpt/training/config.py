@@ -144,7 +144,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     withhold_states: float = Field(0.2, ge=0, le=1)
     """With `states`: share of the videos whose states are withheld from encoder and decoder, so that tokens learn to do
     without."""
-    withhold_tokens: float = Field(0.4, ge=0, le=1)
+    withhold_tokens: float = Field(0.5, ge=0, le=1)
     """With `states`: share of the other videos' frames whose tokens are withheld from the decoder, so that it learns to
     draw from states."""
     residual_weight: float = Field(0.02, ge=0)
@@ -220,7 +220,7 @@ class TransformerTrainingConfig(TrainingConfig):
     """After the warm-up: constant, or a cosine that falls to zero over the other steps."""
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay; never on embeddings, norms and biases."""
-    state_noise: float = Field(0.03, ge=0)
+    state_noise: float = Field(0.02, ge=0)
     """Largest noise on the states from which the next one is learned, standard deviations: what reading states from
     frames, and a long rollout, leave uncertain. Every transition draws its own size up to this."""
     state_transitions: int = Field(1024, ge=1)
