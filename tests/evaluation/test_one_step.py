@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from ivideogpt import WorldModel
-from ivideogpt.config import SamplingConfig
+from ivideogpt.config import SamplingConfig, StateConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.errors import ShapeError
 from ivideogpt.evaluation.one_step import from_fresh_contexts, with_history
+from tests.conftest import enliven
 
 WAYS = (from_fresh_contexts, with_history)
 
@@ -54,6 +55,45 @@ def test_with_history_follows_the_truth(world_model: WorldModel, recorded: tuple
             legal = logits[:, layout.dynamics_ids.start : layout.dynamics_ids.stop]
             tokens[:, position] = drawn[:, position] = legal.argmax(dim=-1) + layout.dynamics_ids.start
     plain = world_model.tokenizer.detokenize(drawn)[:, 2:]
+    assert torch.allclose(imagined, plain, atol=1e-3)
+
+
+@pytest.fixture
+def knowing(make_world_model: Callable[..., WorldModel]) -> WorldModel:
+    """A model that knows states, and whose parts listen to them."""
+    model = make_world_model(state=StateConfig(angles=(1,), mean=(9.0, 0.0), std=(2.0, 1.0), change=(0.5, 0.3)))
+    for part in (model.tokenizer, model.transformer):
+        enliven(part, seed=3)
+    return model
+
+
+def test_states_of_the_first_frame_are_those_of_a_rollout(knowing: WorldModel, recorded: tuple[Tensor, Tensor]) -> None:
+    frames, actions = recorded
+    rollout = knowing.rollout(frames[:, :2], actions, horizon=4, seed=[3, 4, 5]).video[:, 0, 2]
+    imagined = with_history(knowing, frames, actions, seed=3, batch_size=2)
+    assert torch.allclose(imagined[:, 0], rollout, atol=1e-3)
+
+
+@torch.no_grad()
+def test_states_are_foretold_from_the_true_frames_before(knowing: WorldModel, recorded: tuple[Tensor, Tensor]) -> None:
+    """One frame at a time, from what is read of the two frames before it."""
+    (frames, actions), greedy = recorded, SamplingConfig(temperature=0)
+    layout, path = knowing.transformer.layout, knowing.transformer.require_states()
+    imagined = with_history(knowing, frames, actions, sampling=greedy)
+    read = knowing.tokenizer.read_states(frames)
+    features, foretold = path.features(read), read.clone()
+    for j in range(2, 6):
+        foretold[:, j] = path.decoded(path.next(features[:, j - 2], features[:, j - 1], actions[:, j - 1]))
+    true = knowing.tokenizer.tokenize(frames, read)
+    embedded = knowing.transformer.embed(true, actions, path.features(foretold))
+    drawn = true.clone()
+    for positions in layout.dynamics_positions(6).tolist():
+        x = embedded.clone()
+        for place, position in zip(layout.dynamics_places, positions, strict=True):
+            logits = knowing.transformer.dynamics_logits(knowing.transformer.hidden_states(x)[:, position - 1])
+            drawn[:, position] = logits.argmax(dim=-1) + layout.dynamics_ids.start
+            x[:, position] = knowing.transformer.embed_tokens(drawn[:, position], place)
+    plain = knowing.tokenizer.detokenize(drawn, foretold)[:, 2:]
     assert torch.allclose(imagined, plain, atol=1e-3)
 
 

@@ -254,14 +254,15 @@ def test_frozen_codebooks_stay_and_the_rest_learns(
     "changes",
     [
         {"revive_every": 2, "ema": 0.9, "accumulate": 2, "augment": "standard"},
-        {"quantizer": "fsq", "goal": True, "context_frames": 1, "optimizer": "muon"},
+        {"quantizer": "fsq", "goal": True, "context_frames": 1, "optimizer": "muon", "prior_weight": 0.5},
         {"precision": "bf16", "workers": 1},
+        {"states": True, "prior_weight": 0.1, "accumulate": 2, "ema": 0.5},
     ],
 )
 def test_resuming_is_bit_exact(
     tokenizer_settings: Settings, make_episodes: MakeEpisodes, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    make_episodes()
+    make_episodes(states=True)
     list(train_tokenizer(tokenizer_settings(out=tmp_path / "whole", **changes)))
     list(islice(train_tokenizer(tokenizer_settings(**changes)), 3))
     rest = list(train_tokenizer(tokenizer_settings(resume=True, **changes)))
