@@ -40,6 +40,7 @@ def start(work: Path, **more: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
 
 
@@ -53,7 +54,9 @@ def trained(work: Path, what: str) -> int:
 def test_from_nothing_to_an_evaluated_model_with_interruptions(tmp_path: Path) -> None:
     work = tmp_path / "work"
 
-    words, _ = start(work, MINUTES="0.001").communicate()  # a step, and the time is up
+    recipe = start(work, MINUTES="0.001")  # a step, and the time is up
+    words, _ = recipe.communicate()
+    assert recipe.returncode == 3, words
     assert "run the same again to go on" in words
     assert trained(work, "tokenizer") in range(1, STEPS["tokenizer"])
     assert len(list((work / "data").glob("episode_*.npz"))) == 5
