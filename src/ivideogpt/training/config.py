@@ -15,6 +15,8 @@ class TrainingConfig(Config):
     """What every training has in common (paper appendix A.2 and A.4)."""
 
     longest_default_warmup: ClassVar[int] = 500
+    of_states: ClassVar[tuple[str, ...]] = ("state_key", "state_angles", "state_weight")
+    """Fields that mean something only where states are learned."""
 
     data: Path
     """Folder of recorded episodes (.npz)."""
@@ -96,9 +98,9 @@ class TrainingConfig(Config):
 
     @model_validator(mode="after")
     def _check_states(self) -> TrainingConfig:
-        for name in ("state_key", "state_angles", "state_weight"):
+        for name in self.of_states:
             value = getattr(self, name)
-            if not self.states and value != TrainingConfig.model_fields[name].default:
+            if not self.states and value != type(self).model_fields[name].default:
                 raise ConfigError(f"{name} is {value!r}, but states is not set: no states are learned. Set states too.")
         return self
 
@@ -110,6 +112,8 @@ class TrainingConfig(Config):
 
 class TokenizerTrainingConfig(TrainingConfig):
     """Training of the compressive tokenizer."""
+
+    of_states = (*TrainingConfig.of_states, "withhold_states", "withhold_tokens", "residual_weight")
 
     preset: str | None = None
     """Tokenizer preset: nano-64, which is the default, oxe-64, oxe-256. Not together with `start_from`."""
@@ -188,6 +192,7 @@ class TransformerTrainingConfig(TrainingConfig):
     """Training of the transformer on the tokens of a frozen tokenizer."""
 
     longest_default_warmup: ClassVar[int] = 5_000
+    of_states = (*TrainingConfig.of_states, "state_noise", "state_transitions")
 
     tokenizer: str | None = None
     """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id. Left out: that of `start_from`,
