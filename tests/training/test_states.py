@@ -245,7 +245,8 @@ def test_a_model_keeps_the_states_it_has_learned(tmp_path: Path, settings: Setti
     start_from = start(tmp_path, POSE)
     others = StateConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), change=(1.0, 1.0, 1.0))
     assert made(settings(states=True, start_from=start_from), others).config.state == POSE
-    assert made(settings(start_from=start_from), None).config.state == POSE
+    with pytest.raises(ConfigError, match="has learned states, which it would forget"):
+        made(settings(start_from=start_from), None)
     with pytest.raises(ConfigError, match=r"has learned states of 3 numbers, those of the data have 1 \(state_key"):
         made(settings(states=True, start_from=start_from), StateConfig(mean=(0.0,), std=(1.0,), change=(1.0,)))
     config = settings(states=True, start_from=start_from, state_angles=())

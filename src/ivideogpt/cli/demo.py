@@ -116,6 +116,7 @@ def _imagine(options: Options) -> tuple[dict[str, Any], list[Section]]:
 
 def _fine_tune(options: Options) -> dict[str, Any]:
     """Train the model's transformer further on new episodes until the time is up."""
+    from ivideogpt import hub
     from ivideogpt.envs.record import record_episodes
     from ivideogpt.training.config import TransformerTrainingConfig
     from ivideogpt.training.loop import StepReport
@@ -128,6 +129,7 @@ def _fine_tune(options: Options) -> dict[str, Any]:
         out=options.out / "fine-tuned",
         tokenizer=options.model,
         start_from=options.model,
+        states=hub.load_transformer(options.model)[0].state is not None,
         device=options.device,
         overwrite=options.overwrite,
         validate_every=20,

@@ -62,10 +62,15 @@ def kept_state(
         model: the model's name.
 
     Raises:
-        ConfigError: other columns or angles than the model has learned.
+        ConfigError: other columns or angles than the model has learned, or none.
     """
-    if learned is None or found is None:
-        return found if learned is None else learned
+    if learned is None:
+        return found
+    if found is None:
+        raise ConfigError(
+            f"the model {model} has learned states, which it would forget without them. Set states (--states), or "
+            "start from a model without states."
+        )
     if learned.size != found.size:
         raise ConfigError(
             f"the model {model} has learned states of {learned.size} numbers, those of the data have {found.size} "

@@ -122,7 +122,7 @@ class TransformerLearner:
                 named = {**losses, "accuracy": right[0] / right[1].clamp(min=1)}
                 actions = batch.actions if self.model.action_in is not None else None
                 if actions is not None:
-                    shuffled = dataclasses.replace(batch, actions=actions.roll(1, dims=0))
+                    shuffled = self._with_actions(batch, actions.roll(1, dims=0))
                     named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0][
                         "cross_entropy"
                     ]
@@ -131,6 +131,14 @@ class TransformerLearner:
             for name, value in named.items():
                 figures[name] = figures.get(name, 0.0) + float(value) / len(batches)
         return figures
+
+    def _with_actions(self, batch: TokenBatch, actions: Tensor) -> TokenBatch:
+        """The batch with other actions, and the states that these lead to in one step from the true ones."""
+        path, states = self.model.states, batch.states
+        if path is not None and states is not None:
+            foretold = path.decoded(path.next_of_segment(path.features(states), actions))
+            states = torch.cat([states[:, : path.layout.context_frames], foretold], dim=1)
+        return dataclasses.replace(batch, actions=actions, states=states)
 
     def picture(self, batch: TokenBatch) -> Tensor:
         """Reconstructed frames above imagined ones, for a few segments: (3,H,W) in [0,1]."""
