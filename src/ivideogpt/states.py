@@ -19,6 +19,7 @@ from ivideogpt.errors import EpisodeError, ShapeError
 
 # Relative to a column's largest value: what rounding to float32 leaves of a constant, and the least deviation used.
 _ROUNDING, _LEAST = 1e-6, 1e-4
+_LEAST_CHANGE = 0.02  # deviations: errors are measured in usual changes, and noise on a column at rest is no large one
 
 
 def encode_states(states: Tensor, config: StateConfig) -> Tensor:
@@ -128,7 +129,7 @@ def state_statistics(
     std = np.sqrt(squares / count)
     std = np.where(std <= _ROUNDING * largest, 1.0, np.maximum(std, _LEAST * largest))
     mean[turning], std[turning] = 0.0, 1.0
-    change = np.maximum(np.sqrt(changes / max(1, steps)), _LEAST * std)
+    change = np.maximum(np.sqrt(changes / max(1, steps)), _LEAST_CHANGE * std)
     return StateConfig.checked(
         names=tuple(names),
         angles=tuple(sorted(angles)),

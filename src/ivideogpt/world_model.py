@@ -6,6 +6,7 @@ frames, F future frames, A action size, M dynamics tokens a frame, R resolution.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Callable
@@ -90,7 +91,7 @@ class WorldModel(nn.Module):
         Args:
             name: for example `"pusht-64"`.
             device: where it runs: cpu, cuda, cuda:n or auto.
-            dtype: precision of the weights; float32 where left out.
+            dtype: precision of the weights, but for those that know states; float32 where left out.
 
         Raises:
             DeviceError: CUDA was asked for and is absent, or the name is unknown.
@@ -105,7 +106,12 @@ class WorldModel(nn.Module):
         transformer = VideoTransformer(found.transformer[0])
         hub.load_weights(tokenizer, found.tokenizer[1], where=f"tokenizer of {name}")
         hub.load_weights(transformer, found.transformer[1], where=f"transformer of {name}")
-        return cls(tokenizer, transformer, found.sampling).to(device=device, dtype=dtype)
+        exact = [copy.deepcopy(part.states) for part in (tokenizer, transformer)]
+        model = cls(tokenizer, transformer, found.sampling).to(device=device, dtype=dtype)
+        for part, states in zip((tokenizer, transformer), exact, strict=True):
+            if states is not None:  # in float32: a rounded position would be off by a tenth of a pixel
+                part.states = states.to(device)
+        return model
 
     def save_pretrained(
         self,

@@ -85,10 +85,12 @@ def test_states_are_foretold_from_the_true_frames_before(knowing: WorldModel, re
     for j in range(2, 6):
         foretold[:, j] = path.decoded(path.next(features[:, j - 2], features[:, j - 1], actions[:, j - 1]))
     true = knowing.tokenizer.tokenize(frames, read)
-    embedded = knowing.transformer.embed(true, actions, path.features(foretold))
+    embedded = knowing.transformer.embed(true, actions, features)
+    ahead = knowing.transformer.embed(true, actions, path.features(foretold))
     drawn = true.clone()
     for positions in layout.dynamics_positions(6).tolist():
         x = embedded.clone()
+        x[:, positions[0] - 1] = ahead[:, positions[0] - 1]  # only this frame's state is foretold
         for place, position in zip(layout.dynamics_places, positions, strict=True):
             logits = knowing.transformer.dynamics_logits(knowing.transformer.hidden_states(x)[:, position - 1])
             drawn[:, position] = logits.argmax(dim=-1) + layout.dynamics_ids.start

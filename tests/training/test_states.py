@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel, hub
 from ivideogpt.config import StateConfig
@@ -18,7 +17,6 @@ from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.data.sources.npz import NpzFolder, write_episode
 from ivideogpt.errors import ConfigError, EpisodeError
 from ivideogpt.states import state_statistics
-from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import open_batches, open_episodes, train_tokenizer, train_transformer
 from ivideogpt.training.states import state_config
 from ivideogpt.training.tokenizer import make_tokenizer as tokenizer_to_train
@@ -170,28 +168,37 @@ def test_from_episodes_to_a_model_that_knows_its_state(
     assert WorldModel.from_pretrained(third / "model").transformer.config.state is None
 
 
-def test_a_tokenizer_that_reads_no_states_leaves_them_to_be_given(
-    tmp_path: Path, transformer_settings: Settings, make_episodes: MakeEpisodes, make_frames: Make
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (None, "has learned none, so nothing could read them"),
+        (
+            StateConfig(mean=(0.0,), std=(1.0,), change=(1.0,)),
+            r"1 numbers \(unnamed\), the states of the data .* are 3",
+        ),
+    ],
+)
+def test_a_tokenizer_that_cannot_read_these_states(
+    tmp_path: Path,
+    transformer_settings: Settings,
+    make_episodes: MakeEpisodes,
+    told: StateConfig | None,
+    message: str,
 ) -> None:
-    """Pictures of the training, too, begin with the states recorded."""
+    """No session could tell where it starts; nothing has been written."""
     make_episodes(states=True)
-    tokenizer = CompressiveTokenizer.from_preset("micro-16")
+    tokenizer = CompressiveTokenizer.from_preset("micro-16", state=told)
     hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
-    (*_, last) = train_transformer(transformer_settings(states=True, steps=2, validate_every=2))
-    assert isinstance(last, StepReport) and last.validation["state_next"] > 0
-    model = WorldModel.from_pretrained(tmp_path / "run" / "model")
-    assert model.tokenizer.states is None and model.transformer.config.state is not None
-    context, states = make_frames(2, 2), np.tile([3.0, 4.0, 0.5], (2, 2, 1))
-    assert model.rollout(context, horizon=2, states=torch.from_numpy(states)).video.shape[2] == 4
-    with pytest.raises(ConfigError, match="this tokenizer has learned no states"):
-        model.rollout(context, horizon=2)
+    with pytest.raises(ConfigError, match=message):
+        train_transformer(transformer_settings(states=True))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("wrong", [{"length": 5}, {"size": 2}])
 def test_tracks_that_cannot_be_learned_from(
     tmp_path: Path, transformer_settings: Settings, make_episodes: MakeEpisodes, wrong: dict[str, int]
 ) -> None:
-    tokenizer = CompressiveTokenizer.from_preset("micro-16")
+    tokenizer = CompressiveTokenizer.from_preset("micro-16", state=POSE)
     hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
     data = make_episodes(count=3, states=True, length=wrong.get("length", 12))
     message = "no episode has more than 6 frames"

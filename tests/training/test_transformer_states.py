@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from ivideogpt import WorldModel, hub
 from ivideogpt.config import StateConfig
+from ivideogpt.training.config import TransformerTrainingConfig
+from ivideogpt.training.run import train_transformer
 from ivideogpt.training.transformer import TransformerLearner, transformer_losses
+from ivideogpt.training.transformer import make_transformer as make_started
 from ivideogpt.training.transitions import Transitions, foretelling_error
+from tests.training.states import same, saved
 from tests.training.test_transformer import batch_of
 
 Make = Callable[..., Any]
@@ -65,3 +72,32 @@ def test_losses_of_states(make_transformer: Make, make_tokenizer: Make, transfor
     losses[5.0]["state_dynamics"].backward()
     taught = {name for name, weight in model.named_parameters() if weight.grad is not None}
     assert taught and all(name.startswith("states.dynamics.") for name in taught)
+
+
+def test_resuming_with_states_is_bit_exact(
+    tmp_path: Path, make_tokenizer: Make, transformer_settings: Settings, make_episodes: Make
+) -> None:
+    pose = StateConfig(mean=(1.0, 2.0, 0.0), std=(3.0, 4.0, 1.0), change=(1.0, 1.0, 0.5))
+    told = make_tokenizer(state=pose)
+    hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(told.config, dict(told.state_dict()))))
+    make_episodes(states=True)
+    changes = {"states": True, "ema": 0.5, "optimizer": "muon", "state_transitions": 16, "cache_tokens": 5}
+    whole = list(train_transformer(transformer_settings(out=tmp_path / "whole", **changes)))
+    list(islice(train_transformer(transformer_settings(**changes)), len(whole) - 3))  # the cache's reports come first
+    rest = list(train_transformer(transformer_settings(resume=True, **changes)))
+    assert [step.losses for step in rest] == [step.losses for step in whole[-3:]]
+    assert same(saved(tmp_path / "whole"), saved(tmp_path / "run"))
+
+
+def test_a_model_with_states_gets_actions(tmp_path: Path, make_transformer: Make, make_tokenizer: Make) -> None:
+    """It continues as it was: an action that has only just come changes nothing."""
+    tokenizer, model = make_tokenizer(state=POSE), make_transformer(action_dim=None, state=POSE)
+    WorldModel(tokenizer, model).save_pretrained(tmp_path / "free")
+    config = TransformerTrainingConfig(data=tmp_path, out=tmp_path, start_from=str(tmp_path / "free"), states=True)
+    other = make_started(config, tokenizer, 2, POSE)
+    before, present = torch.randn(2, 7, POSE.features)
+    actions = torch.randn(7, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            other.states.next(before, present, actions), model.states.next(before, present, None)
+        )

@@ -81,10 +81,12 @@ def with_history(
     for first, videos, taken in _batches(frames, actions, batch_size):
         read, foretold = _states(world_model, videos, taken)
         tokens = world_model.tokenizer.tokenize(videos.to(world_model.device), read)
-        embedded = transformer.embed(tokens, taken, foretold)
+        true = None if read is None else transformer.require_states().features(read)
+        embedded = transformer.embed(tokens, taken, true)
         slots = layout.future_slot_positions(videos.shape[1]).tolist()
+        ahead = embedded if foretold is None else transformer.embed(tokens, taken, foretold)
         streams = RowStreams(stream_keys([seed + first + row for row in range(len(videos))], len(videos), 1))
-        codes = _next_frames(transformer, embedded, slots, streams, sampling or world_model.sampling)
+        codes = _next_frames(transformer, embedded, ahead[:, slots], slots, streams, sampling or world_model.sampling)
         context, _ = layout.split(tokens)
         shown = None if read is None or foretold is None else transformer.require_states().decoded(foretold)
         video = world_model.tokenizer.detokenize(layout.assemble(context, codes), shown)
@@ -107,22 +109,29 @@ def _states(
 
 
 def _next_frames(
-    transformer: VideoTransformer, true: Tensor, slots: Sequence[int], streams: RowStreams, sampling: SamplingConfig
+    transformer: VideoTransformer,
+    true: Tensor,
+    ahead: Tensor,
+    slots: Sequence[int],
+    streams: RowStreams,
+    sampling: SamplingConfig,
 ) -> Tensor:
-    """From the embeddings (B,L,H) of true segments: codes (B,F,M) drawn at each slot after what truly came before."""
+    """From the embeddings (B,L,H) of true segments, and (B,F,H) of slots with what they foretell: codes (B,F,M) drawn
+    at each slot after what truly came before."""
     layout = transformer.layout
     cache = transformer.new_cache(len(true), true.shape[1])
     frames, read = [], 0
-    for slot in slots:
-        cache.length = read  # forgets what was drawn, and goes on with the truth
-        x, uniform = true[:, read : slot + 1], streams.draw(layout.dynamics_tokens)
+    for number, slot in enumerate(slots):
+        cache.length = read  # forgets what was foretold and drawn, and goes on with the truth
+        x = torch.cat([true[:, read:slot], ahead[:, number : number + 1]], dim=1)
+        uniform = streams.draw(layout.dynamics_tokens)
         codes: list[Tensor] = []
         for i, place in enumerate(layout.dynamics_places):
             hidden = transformer.hidden_states(x, cache)[:, -1]
             codes.append(sample(transformer.dynamics_logits(hidden), uniform[:, i], sampling)[0])
             x = transformer.embed_tokens(codes[-1] + layout.dynamics_ids.start, place)[:, None]
         frames.append(torch.stack(codes, dim=1))
-        read = slot + 1
+        read = slot
     return torch.stack(frames, dim=1)
 
 

@@ -304,10 +304,11 @@ def _predict_batch(
         rollout = world_model.rollout(frames[:, :t], actions, horizon=horizon, seed=seeds, sampling=sampling)
         return rollout.video[:, 0]
 
+    told = world_model.transformer.states is not None  # what its tokens leave to the states
     videos = {
         "imagined": imagine(batch.actions),
         "copy_last": torch.cat([real[:, :t], real[:, t - 1 : t].expand(-1, horizon, -1, -1, -1)], dim=1),
-        "reconstruction": world_model.tokenizer.reconstruct(frames).float(),
+        "reconstruction": world_model.tokenizer.reconstruct(frames, told=told).float(),
     }
     if batch.shuffled_actions is not None:
         videos["shuffled"] = imagine(batch.shuffled_actions)

@@ -86,11 +86,11 @@ class Session:
             raise ShapeError(f"branches is {branches}; it must be a whole number of at least 1.")
         frames = context_frames(tokenizer, transformer, context)
         keys = stream_keys(seed, len(frames), branches)
-        known = states_of(tokenizer, transformer, frames, states, horizon)
         first, which = distinct(frames)
         context_of_row = [which[b] for b in range(len(frames)) for _ in range(branches)]
         rows = len(context_of_row)
         require_memory(tokenizer, transformer, len(first), rows, horizon)
+        known = states_of(tokenizer, transformer, frames, (first, which), states, horizon)
         contexts, prefixes = read_contexts(tokenizer, transformer, frames[first], transformer.reward_head is None)
         state = State(
             contexts=contexts,
@@ -276,7 +276,7 @@ class Session:
         if len(frames) != len(chosen):
             raise ShapeError(f"{len(frames)} contexts were given for {len(chosen)} rows; give one a row.")
         keys = None if seed is None else stream_keys(seed, len(chosen), 1)
-        known = states_of(self.tokenizer, self.transformer, frames, states, self.horizon)
+        known = states_of(self.tokenizer, self.transformer, frames, distinct(frames), states, self.horizon)
         self._begin_from(chosen, frames)
         state = self._open()
         if known is not None and state.known is not None:

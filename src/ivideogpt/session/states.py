@@ -16,6 +16,8 @@ from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.states import StatePath
 
+_READ_AT_ONCE = 8  # contexts
+
 
 class KnownStates(NamedTuple):
     """Each row's states."""
@@ -47,13 +49,19 @@ class KnownStates(NamedTuple):
 
 
 def states_of(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, given: Tensor | None, horizon: int
+    tokenizer: CompressiveTokenizer,
+    transformer: VideoTransformer,
+    frames: Tensor,
+    kinds: tuple[list[int], list[int]],
+    given: Tensor | None,
+    horizon: int,
 ) -> KnownStates | None:
     """The states of contexts; None where the model has learned none.
 
     Args:
         tokenizer, transformer: the model.
         frames: (n,t,3,R,R), checked.
+        kinds: which of them are different, as `beginning.distinct` says: equal ones are read once.
         given: (n,t,S) in the states' own units; None reads them from the frames.
         horizon: frames imagined from one context.
 
@@ -65,7 +73,8 @@ def states_of(
         return None
     path = transformer.require_states()
     if given is None:
-        states = tokenizer.read_states(frames)
+        first, which = kinds
+        states = torch.cat([tokenizer.read_states(part) for part in frames[first].split(_READ_AT_ONCE)])[which]
     else:
         if not isinstance(given, Tensor):
             raise ShapeError(f"states are a {type(given).__name__}; give a torch tensor: torch.as_tensor(states).")

@@ -123,9 +123,9 @@ class CompressiveTokenizer(nn.Module):
         return torch.cat([context.frames, future], dim=1).clamp(0, 1)
 
     @torch.no_grad()
-    def reconstruct(self, frames: Tensor) -> Tensor:
-        """Frames (B,T,3,R,R) to tokens and back, with the states that it reads itself where it has learned states."""
-        states = None if self.states is None else self.read_states(frames)
+    def reconstruct(self, frames: Tensor, *, told: bool = True) -> Tensor:
+        """Frames (B,T,3,R,R) to tokens and back, where `told` with the states that it reads itself if it has any."""
+        states = self.read_states(frames) if told and self.states is not None else None
         return self.detokenize(self.tokenize(frames, states), states)
 
     @torch.no_grad()

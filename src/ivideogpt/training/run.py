@@ -20,7 +20,7 @@ from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import Batches, StepReport, never, prepare_run, stop_in_time, train
-from ivideogpt.training.states import state_config
+from ivideogpt.training.states import require_same_states, state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
 from ivideogpt.training.transformer import TransformerLearner, make_transformer
@@ -99,6 +99,7 @@ def train_transformer(
     if config.rewards and first.rewards is None:
         raise ConfigError("rewards is set, but the episodes have no rewards. Leave it out, or record them.")
     state = state_config(config, episodes.source, episodes.training, known=tokenizer.config.state)
+    require_same_states(config, tokenizer.config.state, state)
     model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None, state)
     _require_room(model, spec.length)
     transitions = None

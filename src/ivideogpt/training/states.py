@@ -13,7 +13,7 @@ from ivideogpt.data.episode import Episode
 from ivideogpt.data.loader import EpisodeSource, TrackSource
 from ivideogpt.errors import ConfigError, EpisodeError
 from ivideogpt.states import state_statistics
-from ivideogpt.training.config import TrainingConfig
+from ivideogpt.training.config import TrainingConfig, TransformerTrainingConfig
 
 ANGLES, NAMES = "state_angles", "state_names"
 """Where an episode's metadata say which columns of its states are angles, and what the columns are called."""
@@ -34,7 +34,7 @@ def state_config(
         known: the tokenizer's, taken as it is where it fits the episodes and the configuration.
 
     Raises:
-        EpisodeError: an episode has no states, or they or what the metadata say of them differ between the episodes.
+        EpisodeError: an episode has no states, or they differ in size between the episodes.
         ConfigError: `state_angles` that are no columns.
     """
     if not config.states:
@@ -45,9 +45,41 @@ def state_config(
     names, angles = _described(first, picked[0])
     if config.state_angles is not None:
         angles = tuple(sorted(config.state_angles))
-    if known is not None and known.size == _states(first, picked[0]).shape[1] and known.angles == angles:
+    same = known is not None and known.size == _states(first, picked[0]).shape[1] and known.angles == angles
+    if known is not None and same and known.names == names:
         return known
     return state_statistics(_read(source, picked), names, angles, config.step_size)
+
+
+def require_same_states(
+    config: TransformerTrainingConfig, told: StateConfig | None, found: StateConfig | None
+) -> None:
+    """Refuse states that the tokenizer cannot read from frames: a session would not know where it starts.
+
+    Args:
+        config: see `TransformerTrainingConfig`.
+        told: the tokenizer's.
+        found: those to learn; None for none.
+
+    Raises:
+        ConfigError: the tokenizer has learned no states, or others.
+    """
+    if found is None:
+        return
+    if told is None:
+        raise ConfigError(
+            f"states is set, but the tokenizer {config.tokenizer_name} has learned none, so nothing could read them "
+            "from frames. Train it on these episodes with --states first; --start-from keeps what it has learned."
+        )
+    if told.size != found.size or (told.names and found.names and told.names != found.names):
+        raise ConfigError(
+            f"the tokenizer {config.tokenizer_name} has learned {_words(told)}, the states of the data (state_key "
+            f"{config.state_key!r}) are {_words(found)}. Train both on the same states."
+        )
+
+
+def _words(state: StateConfig) -> str:
+    return f"{state.size} numbers ({', '.join(state.names) or 'unnamed'})"
 
 
 def kept_state(

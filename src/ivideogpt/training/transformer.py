@@ -256,5 +256,9 @@ def _fine_tuned(
     changes["state"] = kept_state(config.state, state, training, name)
     model = VideoTransformer(TransformerConfig.checked(**{**dict(config), **changes}))
     fresh = {k: v for k, v in model.state_dict().items() if k.startswith(_ADDED)}
+    if model.states is not None and config.state is not None and config.action_dim is None:
+        reads = "states.dynamics.state_in.weight"
+        added = model.states.dynamics.state_in.in_features - weights[reads].shape[1]
+        weights = {**weights, reads: F.pad(weights[reads], (0, added))}  # a new action changes nothing yet
     hub.load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
     return model

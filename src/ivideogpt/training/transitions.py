@@ -19,6 +19,7 @@ from ivideogpt.transformer.states import StatePath
 
 Floats = npt.NDArray[np.float32]
 
+_FIRST_SHARE = 0.1
 _SMALL_ERROR = 0.1  # of the usual change: below it the error counts squared
 
 
@@ -77,6 +78,9 @@ def transition_loss(path: StatePath, batch: Transitions, noise: float) -> Tensor
     """Error of the next state in units of the usual change, from states with noise up to `noise` deviations."""
     features = path.features(batch.states)
     before, present, following = features.unbind(dim=1)
+    if path.layout.context_frames - path.layout.goal < 2:  # sessions start with no moment before the present
+        first = torch.rand(len(features), 1, device=features.device) < _FIRST_SHARE
+        before = torch.where(first, present, before)
     scale = noise * torch.rand(len(features), 1, device=features.device)
     before, present = (x + scale * torch.randn_like(x) for x in (before, present))
     foretold = path.next(before, present, batch.actions)

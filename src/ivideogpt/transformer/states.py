@@ -82,7 +82,7 @@ class StateDynamics(nn.Module):
         inputs = [present, (present - before) / self.change]
         if self.state_in.in_features > 2 * self.config.features:
             missing = present.new_zeros(*present.shape[:-1], self.state_in.in_features - 2 * self.config.features)
-            inputs.append(missing if actions is None else actions.to(weight.dtype))
+            inputs.append(missing if actions is None else actions.to(weight))
         x = self.state_in(torch.cat(inputs, dim=-1))
         for block in self.blocks:
             x = block(x)

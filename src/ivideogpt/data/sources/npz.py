@@ -164,7 +164,7 @@ def _episode_from(
         actions=actions,
         rewards=rewards,
         states=states,
-        contacts=_read_optional(archive, CONTACT_KEY),
+        contacts=_read_contacts(archive),
         metadata=_read_metadata(archive),
     )
 
@@ -185,6 +185,14 @@ def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArr
 
 def _read_optional(archive: np.lib.npyio.NpzFile, key: str) -> npt.NDArray[np.float32] | None:
     return _as_float32(f"{key}s", _read_array(archive, key, "key")) if key in archive.files else None
+
+
+def _read_contacts(archive: np.lib.npyio.NpzFile) -> npt.NDArray[np.float32] | None:
+    """None also where the key means something else: anything but one number a frame."""
+    if CONTACT_KEY not in archive.files:
+        return None
+    values = _read_array(archive, CONTACT_KEY, "key")
+    return values.astype(np.float32) if values.ndim == 1 and values.dtype.kind in "iufb" else None
 
 
 def _read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
