@@ -51,9 +51,7 @@ def state_config(
     return state_statistics(_read(source, picked), names, angles, config.step_size)
 
 
-def require_same_states(
-    config: TransformerTrainingConfig, told: StateConfig | None, found: StateConfig | None
-) -> None:
+def require_same_states(config: TransformerTrainingConfig, told: StateConfig | None, found: StateConfig | None) -> None:
     """Refuse states that the tokenizer cannot read from frames: a session would not know where it starts.
 
     Args:
