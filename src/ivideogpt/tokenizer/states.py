@@ -19,6 +19,7 @@ from ivideogpt.config import TokenizerConfig
 from ivideogpt.tokenizer.networks import decoder_cross_places
 
 _CHANNELS, _HEATMAPS, _WIDTH = 96, 48, 256
+_READER_WIDTH = 32  # of what reads states from dynamics vectors: so little that they have to lie there plainly
 _WAVES = (1.0, 2.0, 4.0, 8.0)  # radians a feature of a map
 
 
@@ -118,9 +119,9 @@ class DynamicsHead(nn.Module):
 
     def __init__(self, inputs: int, features: int) -> None:
         super().__init__()
-        self.hidden1 = nn.Linear(inputs + features, _WIDTH)
-        self.hidden2 = nn.Linear(_WIDTH, _WIDTH)
-        self.output = nn.Linear(_WIDTH, features)
+        self.hidden1 = nn.Linear(inputs + features, _READER_WIDTH)
+        self.hidden2 = nn.Linear(_READER_WIDTH, _READER_WIDTH)
+        self.output = nn.Linear(_READER_WIDTH, features)
 
     def forward(self, vectors: Tensor, newest: Tensor) -> Tensor:
         """(B,F,M,W), and features (B,D) of the newest context frame -> (B,F,D)."""

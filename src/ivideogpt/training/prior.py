@@ -35,7 +35,7 @@ class TokenPrior(nn.Module):
         self.before = nn.Linear(dynamics_width, _HIDDEN)
         self.present = nn.Linear(dynamics_width, _HIDDEN)
         self.places = nn.Parameter(torch.randn(3 * self.tokens, _HIDDEN) * 0.1)
-        self.state = None if config.state is None else StateEmbedding(config.state, _HIDDEN)
+        self.state = None if config.state is None else StateEmbedding(config.state, _HIDDEN, 2 * _HIDDEN)
         self.layers = nn.ModuleList(
             nn.TransformerEncoderLayer(
                 _HIDDEN, _HEADS, 3 * _HIDDEN, dropout=0.0, activation="gelu", batch_first=True, norm_first=True

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from ivideogpt.config import StateConfig, TransformerConfig
 from ivideogpt.states import change_scale, decode_states, encode_states, on_circle
 
-_WIDTH = 256
-_BLOCKS = 3
+_BLOCKS, _LEAST_WIDTH = 2, 32
 _WAVES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)  # radians a feature; the fastest tells a hundredth of a deviation apart
 
 
@@ -31,8 +30,9 @@ class StatePath(nn.Module):
         super().__init__()
         assert config.state is not None, "made only for a configuration with a state"
         self.config, self.layout = config.state, config.layout
-        self.dynamics = StateDynamics(config.state, config.action_dim)
-        self.embedding = StateEmbedding(config.state, config.hidden)
+        width = max(_LEAST_WIDTH, 5 * config.hidden // 16)  # a small part of the weights, whatever the size
+        self.dynamics = StateDynamics(config.state, config.action_dim, width)
+        self.embedding = StateEmbedding(config.state, config.hidden, width)
         self.head = nn.Linear(config.hidden, config.state.features)
         """Reads the state of a frame from the hidden state of its last token."""
 
@@ -66,14 +66,14 @@ class StateDynamics(nn.Module):
 
     change: Tensor
 
-    def __init__(self, config: StateConfig, action_dim: int | None) -> None:
+    def __init__(self, config: StateConfig, action_dim: int | None, width: int) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("change", change_scale(config), persistent=False)
-        self.state_in = nn.Linear(2 * config.features + (action_dim or 0), _WIDTH)
-        self.blocks = nn.ModuleList(_GatedBlock(_WIDTH) for _ in range(_BLOCKS))
-        self.norm = nn.RMSNorm(_WIDTH, eps=1e-6)
-        self.state_out = nn.Linear(_WIDTH, config.features)
+        self.state_in = nn.Linear(2 * config.features + (action_dim or 0), width)
+        self.blocks = nn.ModuleList(_GatedBlock(width) for _ in range(_BLOCKS))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.state_out = nn.Linear(width, config.features)
 
     def forward(self, before: Tensor, present: Tensor, actions: Tensor | None) -> Tensor:
         """Features (..., D) of the state before and the present one, and actions (..., A) -> those of the next."""
@@ -94,11 +94,11 @@ class StateEmbedding(nn.Module):
 
     waves: Tensor
 
-    def __init__(self, config: StateConfig, hidden: int) -> None:
+    def __init__(self, config: StateConfig, hidden: int, width: int) -> None:
         super().__init__()
         self.register_buffer("waves", torch.tensor(_WAVES), persistent=False)
-        self.state_in = nn.Linear(config.features * (1 + 2 * len(_WAVES)), 2 * hidden)
-        self.state_out = nn.Linear(2 * hidden, hidden)
+        self.state_in = nn.Linear(config.features * (1 + 2 * len(_WAVES)), width)
+        self.state_out = nn.Linear(width, hidden)
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., D) -> (..., H)."""
