@@ -78,7 +78,10 @@ def test_without_states() -> None:
 def test_a_token_looks_at_the_context_cells_under_it() -> None:
     prior = prior_of()
     context = torch.arange(N, dtype=torch.float32).view(1, N, 1).expand(1, N, W)
-    patches = prior._patches(context).view(M, 4, W)[..., 0]  # 4 x 4 cells, 2 x 2 of them under each token
+    seen: list[torch.Tensor] = []
+    prior.context.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    prior(context, torch.zeros(1, 1, M, W), None)
+    patches = seen[0].view(M, 4, W)[..., 0]  # 4 x 4 cells, 2 x 2 of them under each token
     assert patches.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]
 
 

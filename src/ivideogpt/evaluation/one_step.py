@@ -103,7 +103,6 @@ def _states(
         return None, None
     read = world_model.tokenizer.read_states(videos.to(world_model.device))
     features = path.features(read)
-    actions = None if actions is None else actions.to(read.device)
     foretold = path.next_of_segment(features, actions)
     return read, torch.cat([features[:, : path.layout.context_frames], foretold], dim=1)
 

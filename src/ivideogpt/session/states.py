@@ -31,7 +31,6 @@ class KnownStates(NamedTuple):
 
     def after(self, path: StatePath, action: Tensor | None, segment: Sequence[int]) -> KnownStates:
         """One step on, by actions (R, A) or none, from rows that have imagined so many frames from their contexts."""
-        action = None if action is None else action.to(self.present.device)
         following = path.next(self.before, self.present, action).to(self.present.dtype)
         shown = self.shown.clone()
         shown[torch.arange(len(shown)), torch.tensor(segment)] = path.decoded(following)

@@ -14,7 +14,7 @@ from ivideogpt.training.muon import Muon
 
 _OUTERMOST = {"head", "action_in", "reward_head", "state_in", "state_out", "conv_in", "conv_out"} | {
     f"{part}_{side}" for part in ("context", "dynamics") for side in ("in", "out")
-}  # layers that read or write codes, pixels, latent maps, actions and rewards
+}  # layers that read or write codes, pixels, latent maps, actions, rewards and (in the transformer) states
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:

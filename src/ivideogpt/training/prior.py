@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.config import TokenizerConfig
+from ivideogpt.tokenizer.patches import to_patches
 from ivideogpt.transformer.states import StateEmbedding
 
 _HIDDEN, _HEADS, _LAYERS = 128, 4, 3
@@ -29,9 +30,8 @@ class TokenPrior(nn.Module):
     def __init__(self, config: TokenizerConfig, context_width: int, dynamics_width: int) -> None:
         super().__init__()
         self.tokens = config.layout.dynamics_tokens
-        self.cells = config.patch_size**2  # context cells under one dynamics token
         self.config = config
-        self.context = nn.Linear(self.cells * context_width, _HIDDEN)
+        self.context = nn.Linear(config.patch_size**2 * context_width, _HIDDEN)  # cells under one dynamics token
         self.before = nn.Linear(dynamics_width, _HIDDEN)
         self.present = nn.Linear(dynamics_width, _HIDDEN)
         self.places = nn.Parameter(torch.randn(3 * self.tokens, _HIDDEN) * 0.1)
@@ -61,7 +61,8 @@ class TokenPrior(nn.Module):
         frames = vectors.shape[1]
         before = torch.cat([torch.zeros_like(vectors[:, :1]), vectors[:, :-1]], dim=1)  # nothing has changed yet
         shifted = F.pad(vectors[:, :, :-1], (0, 0, 1, 0))
-        seen = self.context(self._patches(context))[:, None].expand(-1, frames, -1, -1)
+        cells = context.transpose(1, 2).unflatten(2, (self.config.latent_size, -1))  # (B, Wc, h, h)
+        seen = self.context(to_patches(cells, self.config.patch_size))[:, None].expand(-1, frames, -1, -1)
         present = self.present(shifted)
         if self.state is not None and states is not None:
             present = present + self.state(states)[:, :, None]
@@ -69,12 +70,6 @@ class TokenPrior(nn.Module):
         for layer in self.layers:
             x = layer(x, src_mask=self.mask)
         return self.head(self.norm(x[:, 2 * self.tokens :])).unflatten(0, (-1, frames))
-
-    def _patches(self, context: Tensor) -> Tensor:
-        """(B,N,W) -> (B,M,p*p*W): the context cells under each dynamics token."""
-        p, side = self.config.patch_size, self.config.latent_size // self.config.patch_size
-        grid = context.unflatten(1, (side, p, side, p))
-        return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)
 
 
 def prior_loss(prior: TokenPrior, context: Tensor, vectors: Tensor, states: Tensor | None, mask: Tensor) -> Tensor:
