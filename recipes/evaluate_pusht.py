@@ -24,7 +24,6 @@ from PIL import Image
 
 from ivideogpt import WorldModel, __version__
 from ivideogpt.cli.console import finish, progress, tell
-from ivideogpt.data.segment import fit_to_square
 from ivideogpt.devices import Precision, choose_device
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, pusht_episode
 from ivideogpt.errors import InputError
@@ -35,7 +34,6 @@ from ivideogpt.evaluation.pusht_contact import contact_of
 from ivideogpt.evaluation.report import write_block_plot, write_json
 from ivideogpt.files import require_free_output, write_text_atomically
 
-CALIBRATED, CALIBRATED_FRAMES = 8, 4  # episodes for w8a8, and future frames of each
 STARTS = {"pusht": 30, "pusht-fast": 0}
 MOTION_AIMS = {"pusht": "60 %", "pusht-fast": "70 %"}  # of the block's motion in one step
 SHOWN = 3  # best episodes, and as many of the worst
@@ -65,7 +63,7 @@ class Options:
     device: str = "auto"
     """auto, cpu, cuda or cuda:n."""
     precision: Precision | Literal["auto"] = "float32"
-    """How the model is prepared; w8a8 is calibrated on training episodes."""
+    """What is computed in; auto is bf16 where the hardware multiplies it, else float32."""
     overwrite: bool = False
     """Write into a folder that is not empty."""
 
@@ -74,14 +72,10 @@ def main(options: Options) -> None:
     """Record, imagine, score, write."""
     require_free_output(options.out, overwrite=options.overwrite)
     device = choose_device(options.device)
-    world_model = WorldModel.from_pretrained(options.model, device=device)
-    if options.precision != "float32":
-        world_model = world_model.prepared(
-            options.precision, calibration=calibration_videos(world_model, options.episode_set)
-        )
+    world_model = WorldModel.from_pretrained(options.model, device=device).for_inference(options.precision)
     seeds = range(EVALUATION_SEEDS_FROM, EVALUATION_SEEDS_FROM + options.episodes)
     start = STARTS[options.episode_set] if options.start is None else options.start
-    length = start + world_model.tokenizer.config.context_frames + options.horizon
+    length = start + world_model.layout.context_frames + options.horizon
     episodes = [pusht_episode(seed, length, options.episode_set) for seed in seeds]
     started = time.monotonic()
     with progress("imagining", options.episodes, "episode") as bar:
@@ -102,7 +96,7 @@ def main(options: Options) -> None:
         "episode_seeds": [seeds[0], seeds[-1]],
         "start": start,
         "sampling_seed": options.seed,
-        "precision": world_model.precision or options.precision,
+        "precision": world_model.precision,
         "sampling": world_model.sampling.model_dump(),
         "seconds": round(time.monotonic() - started, 1),
         "versions": {"ivideogpt": __version__, "torch": torch.__version__, "python": platform.python_version()},
@@ -113,14 +107,6 @@ def main(options: Options) -> None:
     wrote = write(options.out, evaluation, figures, seeds)
     print(card(figures))
     finish(wrote)
-
-
-def calibration_videos(world_model: WorldModel, episode_set: str) -> torch.Tensor:
-    """(B,T,3,R,R) uint8: the first frames of some episodes that are not evaluated."""
-    config = world_model.tokenizer.config
-    length = config.context_frames + CALIBRATED_FRAMES
-    videos = [pusht_episode(seed, length, episode_set).frames for seed in range(CALIBRATED)]
-    return torch.stack([fit_to_square(torch.from_numpy(video).movedim(-1, 1), config.resolution) for video in videos])
 
 
 def write(out: Path, evaluation: Evaluation, figures: dict[str, Any], seeds: range) -> list[tuple[str, Path]]:

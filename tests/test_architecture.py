@@ -25,7 +25,7 @@ FLOORS = (
     ("hub",),
     ("tokenizer", "transformer"),
     ("session",),
-    ("tuning",),
+    ("inference",),
     ("world_model",),
     ("training",),
     ("envs",),

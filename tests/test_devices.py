@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ivideogpt import WorldModel
-from ivideogpt.devices import choose_device, wants_bf16
-from ivideogpt.errors import DeviceError
+from ivideogpt.devices import choose_device, choose_precision
+from ivideogpt.errors import ConfigError, DeviceError
 
 
 def pretend_cuda(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -49,7 +49,14 @@ def test_a_model_is_loaded_where_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_bf16_where_the_hardware_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 0)
-    assert wants_bf16("bf16", cpu) and not wants_bf16("float32", cuda)
+    assert (choose_precision("bf16", cpu), choose_precision("float32", cuda)) == ("bf16", "float32")
     for able in (True, False):
+        chosen = "bf16" if able else "float32"
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
-        assert wants_bf16("auto", cuda) == able
+        monkeypatch.setattr("ivideogpt.devices._linux_cpu_flags", lambda able=able: ["avx512_bf16"] * able)
+        assert (choose_precision("auto", cuda), choose_precision("auto", cpu)) == (chosen, chosen)
+
+
+def test_other_precisions() -> None:
+    with pytest.raises(ConfigError, match=r"unknown precision 'int4'.*Available: auto, bf16, float32"):
+        choose_precision("int4", torch.device("cpu"))

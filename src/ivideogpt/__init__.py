@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ivideogpt.inference import InferenceModel
     from ivideogpt.sequence import TokenLayout
     from ivideogpt.session import Session
     from ivideogpt.tokenizer import CompressiveTokenizer
@@ -17,10 +18,19 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["CompressiveTokenizer", "Session", "TokenLayout", "VideoTransformer", "WorldModel", "__version__"]
+__all__ = [
+    "CompressiveTokenizer",
+    "InferenceModel",
+    "Session",
+    "TokenLayout",
+    "VideoTransformer",
+    "WorldModel",
+    "__version__",
+]
 
 _MODULES = {
     "CompressiveTokenizer": "ivideogpt.tokenizer",
+    "InferenceModel": "ivideogpt.inference",
     "Session": "ivideogpt.session",
     "TokenLayout": "ivideogpt.sequence",
     "VideoTransformer": "ivideogpt.transformer",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 import torch
 
-from ivideogpt.errors import DeviceError, unknown_name
+from ivideogpt.errors import ConfigError, DeviceError, unknown_name
 
-Precision = Literal["float32", "bf16", "int8", "w8a8"]
-"""How a model is prepared for imagining; see `WorldModel.prepared`."""
+Precision = Literal["float32", "bf16"]
+"""What is computed in, the states of a model that knows them apart."""
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -43,23 +42,23 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device("cuda", index)
 
 
-def wants_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: `bf16` yes, `float32` no, `auto` where the hardware has it.
+def choose_precision(name: str, device: torch.device) -> Precision:
+    """The precision called `name`: float32, bf16, or auto, which is bf16 where the hardware multiplies it.
 
-    Args:
-        precision: auto, float32 or bf16.
-        device: where the model runs.
+    Raises:
+        ConfigError: another name.
     """
-    if precision != "auto":
-        return precision == "bf16"
+    if name not in ("auto", *get_args(Precision)):
+        raise ConfigError(unknown_name("precision", name, ("auto", *get_args(Precision))))
+    if name == "auto":
+        return "bf16" if _multiplies_bf16(device) else "float32"
+    return cast(Precision, name)
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_linux_cpu_flags())
-
-
-def has_vnni() -> bool:
-    """Whether the CPU has instructions (AVX512-VNNI) that multiply 8-bit numbers without overflow."""
-    return "avx512_vnni" in _linux_cpu_flags()
 
 
 def free_memory(device: torch.device) -> int | None:
@@ -73,13 +72,6 @@ def free_memory(device: torch.device) -> int | None:
         return None
     kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
     return None if kilobytes is None else int(kilobytes) * 1024
-
-
-def device_name(device: torch.device) -> str:
-    """What the hardware is called, for people and for telling machines apart."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
 def cpu_model() -> str:

@@ -31,7 +31,7 @@ class OutputError(InputError):
 
 
 class DeviceError(InputError):
-    """The requested device or precision is not available on this machine."""
+    """The requested device is not available on this machine."""
 
 
 class ShapeError(InputError):

@@ -12,7 +12,6 @@ from ivideogpt.benchmarks.floor import (
     Rates,
     arithmetic_floor,
     count_arithmetic,
-    count_in_8_bits,
     count_operations,
     measure_rates,
     rollout_work,
@@ -21,7 +20,7 @@ from ivideogpt.benchmarks.machine import describe_machine
 from ivideogpt.benchmarks.timing import Comparison, Laps, Timing, take_turns
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
-from ivideogpt.world_model import WorldModel, precisions_on
+from ivideogpt.world_model import WorldModel
 
 CPU = torch.device("cpu")
 
@@ -113,21 +112,6 @@ def test_the_floor_of_steps_is_what_takes_longer() -> None:
     assert work.floor(fast) == {"start": 0, "steps": work.steps_bytes, "decode": 0}
     slow = Rates(float("inf"), {torch.float32: 2.0}, {(torch.float32, 8): 1.0})
     assert work.floor(slow) == {"start": 5, "steps": work.steps_flop, "decode": 800}
-
-
-@pytest.mark.skipif("w8a8" not in precisions_on(CPU), reason="no 8-bit products here")
-def test_the_floor_of_8_bits() -> None:
-    model = micro_model()
-    arithmetic, prepared = count_arithmetic(model.prepared("float32")), model.prepared("w8a8")
-    in_8_bits = count_in_8_bits(prepared, arithmetic)
-    assert count_in_8_bits(model, arithmetic) == (0, 0)
-    assert 0 < in_8_bits.context < arithmetic.context and 0 < in_8_bits.frame < arithmetic.frame
-    work = rollout_work(prepared, arithmetic, 1, 2, 2, in_8_bits)
-    whole = rollout_work(model, arithmetic, 1, 2, 2)
-    assert work.steps_bytes < whole.steps_bytes and work.decode_flop == whole.decode_flop
-    rates = measure_rates(CPU, [torch.bfloat16, torch.int8], rows=[2])
-    endless = Rates(rates.read, {torch.bfloat16: 1.0, torch.int8: float("inf")}, rates.multiply_rows)
-    assert work.floor(endless)["decode"] == 4 * (arithmetic.frame - in_8_bits.frame)
 
 
 def test_contexts_and_frames_are_counted() -> None:

@@ -71,6 +71,15 @@ def test_a_reward_comes_from_the_head_or_from_a_function(make_world_model: MakeW
             faulty.step(ACTIONS)
 
 
+def test_a_copy_for_inference_will_do(model: WorldModel) -> None:
+    envs = ImaginedVectorEnv(N, model=model.for_inference("float32"), contexts=CONTEXTS)
+    envs.reset(seed=0)
+    _, rewards, *_ = envs.step(ACTIONS)
+    expected = ImaginedVectorEnv(N, model=model, contexts=CONTEXTS)
+    expected.reset(seed=0)
+    np.testing.assert_allclose(rewards, expected.step(ACTIONS)[1], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -61,6 +61,12 @@ def test_sampling_can_be_chosen(world_model: WorldModel, episodes: list[Episode]
     assert torch.equal(*futures)
 
 
+def test_a_copy_for_inference_predicts_the_same(world_model: WorldModel, episodes: list[Episode]) -> None:
+    models = (world_model, world_model.for_inference("float32"))
+    ours, theirs = (predict_episode(model, episodes[0], horizon=3, seed=1).imagined.int() for model in models)
+    assert int((ours - theirs).abs().max()) <= 1
+
+
 def test_an_episode_does_not_depend_on_its_batch(world_model: WorldModel, episodes: list[Episode]) -> None:
     batched = list(predict_episodes(world_model, episodes, horizon=3, seed=7, batch_size=2))
     assert len(batched) == 5

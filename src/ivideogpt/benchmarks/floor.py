@@ -14,8 +14,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ivideogpt.benchmarks.machine import multiply_rate, read_rate
-from ivideogpt.transformer.int8 import DynamicInt8Linear
-from ivideogpt.world_model import WorldModel
+from ivideogpt.inference import Imagines
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Rates:
     read: float
     """Bytes read from memory a second."""
     multiply: dict[torch.dtype, float]
-    """Operations of a matrix product a second, by precision; int8 where the device multiplies w8a8."""
+    """Operations of a matrix product a second, by precision."""
     multiply_rows: dict[tuple[torch.dtype, int], float] = field(default_factory=dict)
     """The same in the product of a few rows with a matrix, by precision and number of rows."""
 
@@ -69,7 +68,7 @@ def arithmetic_floor(work: Callable[[], object], dtype: torch.dtype, rates: Rate
 
 
 class Arithmetic(NamedTuple):
-    """Operations that grow with the number of contexts and of frames, with whatever numbers they are done."""
+    """Operations that grow with the number of contexts and of frames."""
 
     context: float
     """Tokenizing a context, reading its tokens and decoding its features."""
@@ -77,11 +76,8 @@ class Arithmetic(NamedTuple):
     """Decoding a future frame."""
 
 
-_NONE = Arithmetic(0.0, 0.0)
-
-
-def count_arithmetic(model: WorldModel) -> Arithmetic:
-    """Count those with floating-point numbers by running both once."""
+def count_arithmetic(model: Imagines) -> Arithmetic:
+    """Count those by running both once."""
     config = model.tokenizer.config
     side = config.resolution
     context = torch.rand(1, config.context_frames, 3, side, side, device=model.device)
@@ -93,27 +89,12 @@ def count_arithmetic(model: WorldModel) -> Arithmetic:
         )
 
 
-def count_in_8_bits(model: WorldModel, arithmetic: Arithmetic) -> Arithmetic:
-    """What of a model's arithmetic it does with 8-bit numbers: the counter does not see those.
-
-    Args:
-        model: as it is prepared.
-        arithmetic: of the same model prepared in float32.
-    """
-    if not _multiplies_in_8_bits(model):
-        return _NONE
-    floating = count_arithmetic(model)
-    return Arithmetic(arithmetic.context - floating.context, arithmetic.frame - floating.frame)
-
-
 @dataclass(frozen=True)
 class RolloutWork:
     """Work that a rollout cannot do without, in operations and bytes read, and its least time."""
 
     dtype: torch.dtype
-    """Precision of most products outside the steps that are not done with 8-bit numbers."""
-    steps_dtype: torch.dtype
-    """Precision of most products that sample tokens."""
+    """Precision of most products."""
     rows: int
     """Rows that march in step, R."""
     start_flop: float
@@ -124,22 +105,14 @@ class RolloutWork:
     """Read in between: by each pass the weights once and each context's cache once, for all rows, and the rows' own."""
     decode_flop: float
     """Decoding every imagined frame."""
-    start_in_8_bits: float
-    """Those of `start_flop` that are done with 8-bit numbers."""
-    decode_in_8_bits: float
-    """Those of `decode_flop`."""
 
     def floor(self, rates: Rates) -> dict[str, float]:
         """Least seconds of each part."""
         return {
-            "start": self._seconds(self.start_flop, self.start_in_8_bits, rates),
-            "steps": max(self.steps_bytes / rates.read, self.steps_flop / rates.product(self.steps_dtype, self.rows)),
-            "decode": self._seconds(self.decode_flop, self.decode_in_8_bits, rates),
+            "start": self.start_flop / rates.multiply[self.dtype],
+            "steps": max(self.steps_bytes / rates.read, self.steps_flop / rates.product(self.dtype, self.rows)),
+            "decode": self.decode_flop / rates.multiply[self.dtype],
         }
-
-    def _seconds(self, operations: float, in_8_bits: float, rates: Rates) -> float:
-        quick = in_8_bits / rates.multiply[torch.int8] if in_8_bits else 0.0
-        return (operations - in_8_bits) / rates.multiply[self.dtype] + quick
 
     def figures(self) -> dict[str, float]:
         """For JSON: giga-operations and gigabytes."""
@@ -147,28 +120,19 @@ class RolloutWork:
         return {**{f"{part}_gflop": count / 1e9 for part, count in flop.items()}, "steps_gb": self.steps_bytes / 1e9}
 
 
-def rollout_work(
-    model: WorldModel,
-    arithmetic: Arithmetic,
-    contexts: int,
-    branches: int,
-    horizon: int,
-    in_8_bits: Arithmetic = _NONE,
-) -> RolloutWork:
+def rollout_work(model: Imagines, arithmetic: Arithmetic, contexts: int, branches: int, horizon: int) -> RolloutWork:
     """Count the work of imagining `horizon` frames in `branches` futures of each of `contexts` contexts.
 
     A token is sampled only after the one before it, so each costs a pass that reads all the weights of the
     transformer's layers, of the head's legal rows and of the keys and values so far (counted at their mean length).
 
     Args:
-        model: as it is prepared.
-        arithmetic: of the same model in float32.
+        model: in the precision of interest.
+        arithmetic: of the same model.
         contexts, branches, horizon: what is imagined.
-        in_8_bits: see `count_in_8_bits`.
     """
     config, layout = model.transformer.config, model.transformer.layout
     rows, cache_dtype = contexts * branches, model.transformer.embedding.weight.dtype
-    quantized = _multiplies_in_8_bits(model)
     passes = horizon * (layout.dynamics_tokens + config.reward)
     heads = horizon * layout.dynamics_tokens  # passes that need logits
     layer_weights = config.layers * config.hidden * (4 * config.hidden + 3 * config.feed_forward)
@@ -177,29 +141,20 @@ def rollout_work(
     cached = (contexts * layout.prefix_length + rows * suffix) * position
     products = layer_weights + (layout.prefix_length + suffix) * position
     weights = _bytes(model.transformer.layers) + _bytes(model.transformer.norm)
-    head_weight = 1 if quantized else model.transformer.head.weight.element_size()
-    head = layout.dynamics_codes * config.hidden * head_weight
+    head = layout.dynamics_codes * config.hidden * cache_dtype.itemsize
     return RolloutWork(
-        dtype=model.tokenizer.context_in.weight.dtype,
-        steps_dtype=torch.int8 if quantized else cache_dtype,
+        dtype=cache_dtype,
         rows=rows,
         start_flop=contexts * arithmetic.context,
         steps_flop=2 * rows * (passes * products + heads * layout.dynamics_codes * config.hidden),
         steps_bytes=passes * (weights + cached * cache_dtype.itemsize) + heads * head,
         decode_flop=rows * horizon * arithmetic.frame,
-        start_in_8_bits=contexts * in_8_bits.context,
-        decode_in_8_bits=rows * horizon * in_8_bits.frame,
     )
-
-
-def _multiplies_in_8_bits(model: WorldModel) -> bool:
-    return any(isinstance(part, DynamicInt8Linear) for part in model.transformer.modules())
 
 
 def _bytes(module: nn.Module) -> int:
     """What the weights of a module take, buffers included."""
-    packed = sum(part.bytes for part in module.modules() if isinstance(part, DynamicInt8Linear))
-    return packed + sum(tensor.nbytes for tensor in module.state_dict().values())
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 
 def _name(dtype: torch.dtype) -> str:

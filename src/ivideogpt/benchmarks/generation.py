@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ivideogpt.benchmarks.floor import Rates, arithmetic_floor, count_arithmetic, rollout_work
 from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
-from ivideogpt.devices import wants_bf16
+from ivideogpt.devices import choose_precision
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.transformer import VideoTransformer
@@ -88,7 +88,7 @@ def measure_generation(size: str, repeats: int, device: torch.device, rates: Rat
 
 def precisions(device: torch.device) -> dict[str, torch.dtype]:
     """Precisions that ours is measured in: float32, and bf16 where the hardware has it."""
-    bf16 = {"bf16": torch.bfloat16} if wants_bf16("auto", device) else {}
+    bf16 = {"bf16": torch.bfloat16} if choose_precision("auto", device) == "bf16" else {}
     return {"float32": torch.float32, **bf16}
 
 

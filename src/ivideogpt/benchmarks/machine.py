@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from ivideogpt import __version__
 from ivideogpt.benchmarks.timing import synchronize
@@ -56,10 +55,7 @@ def multiply_rate(device: torch.device, dtype: torch.dtype, rows: int | None = N
         device, dtype: what multiplies.
         rows: as many as the matrix has where left out, which is the highest rate.
     """
-    matrix = torch.rand(_MATRIX_SIDE[device.type], _MATRIX_SIDE[device.type], device=device)
-    if dtype is torch.int8:
-        return _multiply_rate_in_8_bits(matrix, rows)
-    matrix = matrix.to(dtype)
+    matrix = torch.rand(_MATRIX_SIDE[device.type], _MATRIX_SIDE[device.type], device=device).to(dtype)
     x = matrix[:rows]
 
     def multiply() -> None:
@@ -67,20 +63,6 @@ def multiply_rate(device: torch.device, dtype: torch.dtype, rows: int | None = N
             F.linear(x, matrix)
 
     return 2 * len(x) * matrix.numel() / _fastest(multiply, device)
-
-
-def _multiply_rate_in_8_bits(matrix: Tensor, rows: int | None) -> float:
-    """Without rounding what is multiplied."""
-    scale, zero = torch.ones(len(matrix)), torch.zeros(len(matrix), dtype=torch.int64)
-    packed = torch.ops.onednn.qlinear_prepack((matrix * 127).to(torch.int8), None)
-    x = (matrix[:rows] * 255).to(torch.uint8)
-    # No bias; the result's step, zero and type; nothing done to it afterwards.
-    made: tuple[Any, ...] = (None, 1.0, 0, torch.bfloat16, "none", [], "")
-
-    def multiply() -> None:
-        torch.ops.onednn.qlinear_pointwise(x, 1.0, 0, packed, scale, zero, *made)
-
-    return 2 * len(x) * matrix.numel() / _fastest(multiply, matrix.device)
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:

@@ -15,17 +15,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ivideogpt.benchmarks.floor import Arithmetic, Rates, RolloutWork, count_arithmetic, count_in_8_bits, rollout_work
-from ivideogpt.benchmarks.generation import HORIZON, Size, precisions, random_model
+from ivideogpt.benchmarks.floor import Arithmetic, Rates, RolloutWork, count_arithmetic, rollout_work
+from ivideogpt.benchmarks.generation import HORIZON, Size, random_model
 from ivideogpt.benchmarks.generation import SIZES as GENERATED
 from ivideogpt.benchmarks.reference_rollout import ROWS_AT_ONCE, Reference
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, Laps, Timing, take_turns
 from ivideogpt.data.segment import fit_to_square
-from ivideogpt.devices import Precision
+from ivideogpt.devices import Precision, choose_precision
 from ivideogpt.envs.record import pusht_episode
 from ivideogpt.errors import ConfigError, unknown_name
+from ivideogpt.inference import InferenceModel
 from ivideogpt.session import Session
-from ivideogpt.world_model import WorldModel, precisions_on
+from ivideogpt.world_model import WorldModel
 
 SIZES = {**GENERATED, "micro": Size("micro-16", "micro", 2)}
 
@@ -67,16 +68,11 @@ def ways_on(device: torch.device, names: Sequence[str] | None = None) -> list[Pr
     Raises:
         ConfigError: a name that is none of those.
     """
-    available = precisions_on(device)
+    available: list[Precision] = ["float32", "bf16"] if choose_precision("auto", device) == "bf16" else ["float32"]
     for name in names or ():
         if name not in available:
             raise ConfigError(unknown_name("way", name, available))
     return [way for way in available if names is None or way in names]
-
-
-def multiplied(device: torch.device, ways: Sequence[Precision]) -> list[torch.dtype]:
-    """What numbers these ways multiply."""
-    return [*precisions(device).values(), *([torch.int8] if "w8a8" in ways else [])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +118,10 @@ class _Contest:
 
     size: str
     reference: Reference
-    ours: Mapping[str, WorldModel]
+    ours: Mapping[str, InferenceModel]
     """By way, with the same weights."""
     differences: Mapping[str, Mapping[str, float]]
     arithmetic: Arithmetic
-    in_8_bits: Mapping[str, Arithmetic]
-    """What each way does of it with 8-bit numbers."""
     device: torch.device
 
 
@@ -181,18 +175,17 @@ def _make_contest(size: str, rewards: bool, device: torch.device, ways: Sequence
     # Without place embedding, whatever the preset says: Hugging Face's model has none.
     model = random_model(SIZES[size], reward=rewards, place_embedding=False).to(device)
     reference = Reference(model)
-    exact = model.prepared("float32")
+    exact = model.for_inference("float32")
     worst = _difference(reference, exact, SIZES[size].action_dim)["largest_difference"]
     assert worst < _TOLERANCE, f"the logits of the two ways differ by {worst:g}"
-    ours: dict[str, WorldModel] = {name: exact if name == "float32" else model.prepared(name) for name in ways}
+    ours: dict[str, InferenceModel] = {name: exact if name == "float32" else model.for_inference(name) for name in ways}
     differences = {name: _difference(reference, way, SIZES[size].action_dim) for name, way in ours.items()}
     arithmetic = count_arithmetic(exact)
-    in_8_bits = {name: count_in_8_bits(way, arithmetic) for name, way in ours.items()}
-    return _Contest(size, reference, ours, differences, arithmetic, in_8_bits, device)
+    return _Contest(size, reference, ours, differences, arithmetic, device)
 
 
 @torch.no_grad()
-def _difference(reference: Reference, model: WorldModel, action_dim: int) -> dict[str, float]:
+def _difference(reference: Reference, model: InferenceModel, action_dim: int) -> dict[str, float]:
     """Largest difference of the logits of legal tokens on one sequence with actions.
 
     Rollouts are not compared: `generate` draws from another stream of random numbers.
@@ -236,7 +229,7 @@ def _measure(contest: _Contest, name: str, repeats: int, rates: Rates, rows_at_o
         imagine(way)
     timings = take_turns({REFERENCE: plain, **{way: partial(imagine, way) for way in contest.ours}}, repeats, device)
     work = {
-        way: rollout_work(model, contest.arithmetic, row.contexts, row.branches, HORIZON, contest.in_8_bits[way])
+        way: rollout_work(model, contest.arithmetic, row.contexts, row.branches, HORIZON)
         for way, model in contest.ours.items()
     }
     floors = {way: counted.floor(rates) for way, counted in work.items()}
@@ -269,7 +262,7 @@ def _make_job(reference: Reference, row: Row, device: torch.device) -> _Job:
     )
 
 
-def _imagine(model: WorldModel, job: _Job, laps: Laps) -> int:
+def _imagine(model: InferenceModel, job: _Job, laps: Laps) -> int:
     """Imagine a job in a session; the bytes it held."""
     horizon = job.actions.shape[1]
     with model.start(job.context, job.branches, _SEED, horizon=horizon) as session:
@@ -330,8 +323,8 @@ def measure_latency(device: torch.device, rates: Rates, ways: Sequence[Precision
     opening = torch.from_numpy(episode.frames[: config.context_frames]).movedim(-1, 1)
     context = fit_to_square(opening, config.resolution)[None]
     actions = torch.from_numpy(episode.actions)[:, None].to(device)
-    models: dict[str, WorldModel] = {name: model.prepared(name, calibration=context) for name in ways}
-    arithmetic = count_arithmetic(model.prepared("float32"))
+    models = {name: model.for_inference(name) for name in ways}
+    arithmetic = count_arithmetic(model.for_inference("float32"))
     sessions = {name: way.start(context, seed=_SEED) for name, way in models.items()}
     steps: dict[str, Callable[[], object]] = {
         way: partial(_next_step, session, cycle(actions)) for way, session in sessions.items()
@@ -350,8 +343,7 @@ def _next_step(session: Session, actions: Iterator[Tensor]) -> object:
     return session.step(next(actions))
 
 
-def _step_floor(model: WorldModel, arithmetic: Arithmetic, rates: Rates) -> float:
+def _step_floor(model: InferenceModel, arithmetic: Arithmetic, rates: Rates) -> float:
     """Least seconds of a step that stays within its context."""
-    in_8_bits = count_in_8_bits(model, arithmetic)
-    parts = rollout_work(model, arithmetic, 1, 1, model.trained_horizon, in_8_bits).floor(rates)
+    parts = rollout_work(model, arithmetic, 1, 1, model.trained_horizon).floor(rates)
     return (parts["steps"] + parts["decode"]) / model.trained_horizon

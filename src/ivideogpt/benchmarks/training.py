@@ -17,7 +17,7 @@ import torch
 from ivideogpt.benchmarks.reference import PlainTransformerLearner, plain_twin
 from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
 from ivideogpt.data.loader import Batch
-from ivideogpt.devices import wants_bf16
+from ivideogpt.devices import choose_precision
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import Learner, SampleT, StepReport, train
@@ -131,7 +131,7 @@ def _idle_run(out: Path) -> dict[str, Any]:
 
 
 def _measure(contest: _Contest[SampleT], repeats: int, device: torch.device) -> Comparison:
-    bf16 = wants_bf16("auto", device)
+    bf16 = choose_precision("auto", device) == "bf16"
     precision = "bf16" if bf16 else "float32"
     difference = _loss_difference(contest.ours(False), contest.plain(), contest.batch.to(device))
     assert difference < _TOLERANCE, f"the two ways differ by {difference:g} in the loss"

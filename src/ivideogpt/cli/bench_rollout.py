@@ -34,7 +34,7 @@ class Options(BaseOptions):
     size: Literal["official", "nano", "micro"] = "official"
     """Models, but for latency; official is 114 M tokenizer and 138 M transformer."""
     ways: str | None = None
-    """How ours is prepared, with commas: float32, bf16, int8, w8a8; all that the hardware has where left out."""
+    """Precisions of ours, with commas: float32, bf16; all that the hardware multiplies where left out."""
     repeats: int = Field(3, ge=1)
     """Timed runs of each way."""
     rows_at_once: int = Field(128, ge=1)
@@ -60,11 +60,11 @@ class Options(BaseOptions):
 def run(options: Options) -> None:
     """Measure, print the table and write the JSON."""
     from ivideogpt.benchmarks.floor import measure_rates
+    from ivideogpt.benchmarks.generation import precisions
     from ivideogpt.benchmarks.rollouts import (
         LATENCY,
         measure_latency,
         measure_rollouts,
-        multiplied,
         row_counts,
         ways_on,
     )
@@ -74,7 +74,7 @@ def run(options: Options) -> None:
     file = claim(options.out, options.overwrite)
     names = options.rows.split(",")
     ways = ways_on(device, None if options.ways is None else options.ways.split(","))
-    rates = measure_rates(device, multiplied(device, ways), row_counts(names))
+    rates = measure_rates(device, precisions(device).values(), row_counts(names))
     measured = []
     for row in measure_rollouts(options.size, names, options.repeats, device, rates, ways, options.rows_at_once):
         measured.append(row)

@@ -14,11 +14,9 @@ from ivideogpt.cli.options import Options as BaseOptions
 from ivideogpt.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from ivideogpt.config import SamplingConfig
     from ivideogpt.data.episode import Episode
-    from ivideogpt.world_model import WorldModel
+    from ivideogpt.inference import Imagines
 
 
 class Options(BaseOptions):
@@ -48,9 +46,8 @@ class Options(BaseOptions):
     top_p: float | None = Field(None, gt=0, le=1)
     """Only the most likely tokens that make up this share are drawn, 1 for all; the model's own value where left
     out."""
-    precision: Literal["float32", "bf16", "int8", "w8a8", "auto"] = "float32"
-    """What is computed in: float32; bf16; int8, with the transformer's weights in 8 bits; w8a8, on a CPU, with 8-bit
-    weights and activations; or the fastest of those."""
+    precision: Literal["auto", "float32", "bf16"] = "float32"
+    """What is computed in; auto is bf16 where the hardware multiplies it, else float32."""
     step_size: int = Field(1, ge=1)
     """Recorded frames from one frame of the prediction to the next, as in training."""
     camera_key: str = "image"
@@ -75,16 +72,13 @@ def run(options: Options) -> None:
 
     out = options.out or Path("outputs/predict") / _name_of(options.episode)
     require_free_output(out, overwrite=options.overwrite)
-    world_model = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
-    episode = _episode(options, world_model)
-    if options.precision != "float32":
-        calibration = _calibration(options, world_model, episode)
-        world_model = world_model.prepared(options.precision, calibration=calibration)
-        tell(world_model.choice or f"computing in {options.precision}")
-    sampling = _sampling(options, world_model)
-    tell(f"imagining {options.horizon} frames of {options.episode} with {options.model}")
+    loaded = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
+    model = loaded.for_inference(options.precision)
+    episode = _episode(options, model)
+    sampling = _sampling(options, model)
+    tell(f"imagining {options.horizon} frames of {options.episode} with {options.model} in {model.precision}")
     prediction = predict_episode(
-        world_model,
+        model,
         episode,
         start=options.start,
         horizon=options.horizon,
@@ -98,7 +92,7 @@ def run(options: Options) -> None:
         "start": options.start,
         "step_size": options.step_size,
         "seed": options.seed,
-        "precision": world_model.precision or options.precision,
+        "precision": model.precision,
         "sampling": sampling.model_dump(),
         **prediction.metrics,
     }
@@ -121,37 +115,23 @@ def _pusht_seed(episode: str) -> int | None:
     return int(episode.removeprefix("pusht:"))
 
 
-def _episode(options: Options, world_model: WorldModel) -> Episode:
+def _episode(options: Options, model: Imagines) -> Episode:
     from ivideogpt.data.sources.npz import read_episode
     from ivideogpt.envs.record import pusht_episode
 
     seed = _pusht_seed(options.episode)
     if seed is None:
-        takes_actions = world_model.transformer.config.action_dim is not None
+        takes_actions = model.transformer.config.action_dim is not None
         return read_episode(options.episode, options.camera_key, options.action_key if takes_actions else None)
-    frames = world_model.tokenizer.config.context_frames + options.horizon
+    frames = model.layout.context_frames + options.horizon
     length = options.start + options.step_size * (frames - 1) + 1
     return pusht_episode(seed, length)
 
 
-def _calibration(options: Options, world_model: WorldModel, episode: Episode) -> Tensor | None:
-    """The context frames (1,t,3,R,R); None where there are too few."""
-    import torch
-
-    from ivideogpt.data.segment import fit_to_square
-
-    config = world_model.tokenizer.config
-    context = episode.frames[options.start :: options.step_size][: config.context_frames]
-    if len(context) < config.context_frames:
-        return None  # the prediction says so
-    frames = fit_to_square(torch.from_numpy(context).movedim(-1, 1), config.resolution)
-    return frames[None]
-
-
-def _sampling(options: Options, world_model: WorldModel) -> SamplingConfig:
+def _sampling(options: Options, model: Imagines) -> SamplingConfig:
     """The model's own way to draw tokens, with what the options change."""
     given = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
-    return world_model.sampling.model_copy(update={k: v for k, v in given.items() if v is not None})
+    return model.sampling.model_copy(update={k: v for k, v in given.items() if v is not None})
 
 
 def _next_steps(options: Options) -> list[str]:

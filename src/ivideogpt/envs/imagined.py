@@ -34,8 +34,8 @@ from ivideogpt.envs.imagined_setup import (
     require_seeds,
 )
 from ivideogpt.errors import ConfigError, SessionError, unknown_name
+from ivideogpt.inference import Imagines
 from ivideogpt.session import Session
-from ivideogpt.world_model import WorldModel
 
 RENDER_MODES = ("rgb_array",)
 _FRAME_RATE = 10  # of rendered videos; a model does not know how fast time passes in it
@@ -65,7 +65,7 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
 
     Args:
         num_envs: n.
-        model: a shipped model such as `"pusht-64"`, a folder, a Hub id, or a loaded `WorldModel`.
+        model: a shipped model such as `"pusht-64"`, a folder, a Hub id, or a loaded model.
         contexts: where episodes begin: `"pusht"` (fresh Push-T openings), a folder of `.npz` episodes, an array or
             tensor (N,t,R,R,3), or a `ContextSource`.
         reward: frames (k,R,R,3) uint8 -> (k,) rewards on arriving there, used instead of the reward head.
@@ -93,7 +93,7 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         self,
         num_envs: int = 1,
         *,
-        model: str | Path | WorldModel,
+        model: str | Path | Imagines,
         contexts: Contexts,
         reward: RewardFunction | None = None,
         max_episode_steps: int | None = None,
@@ -318,7 +318,7 @@ class ImaginedEnv(gymnasium.Env[Frames, Actions]):
     def __init__(
         self,
         *,
-        model: str | Path | WorldModel,
+        model: str | Path | Imagines,
         contexts: Contexts,
         reward: RewardFunction | None = None,
         max_episode_steps: int | None = None,

@@ -19,13 +19,14 @@ from gymnasium.vector import AutoresetMode
 from ivideogpt.config import TransformerConfig
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import ConfigError, ShapeError
+from ivideogpt.inference import Imagines
 from ivideogpt.world_model import WorldModel
 
 Bound = float | Sequence[float] | npt.NDArray[np.floating[Any]]
 RewardFunction = Callable[[npt.NDArray[np.uint8]], npt.ArrayLike]
 
 
-def open_model(model: str | Path | WorldModel, device: str | torch.device | None) -> WorldModel:
+def open_model(model: str | Path | Imagines, device: str | torch.device | None) -> Imagines:
     """The model that a user means.
 
     Args:
@@ -38,17 +39,17 @@ def open_model(model: str | Path | WorldModel, device: str | torch.device | None
     """
     if isinstance(model, (str, Path)):
         return WorldModel.from_pretrained(model, device="auto" if device is None else device)
-    if not isinstance(model, WorldModel):
+    if not isinstance(model, Imagines):
         raise ConfigError(
             f"model is a {type(model).__name__}; give a shipped model such as 'pusht-64', a folder, a Hub id, or a "
-            "WorldModel."
+            "WorldModel or InferenceModel."
         )
     if device is not None:
         wanted = choose_device(str(device))
         if wanted != model.device:
             raise ConfigError(
                 f"device is {device}, but the model that was given runs on {model.device}. "
-                f"Move it yourself, model.to({str(wanted)!r}), or leave device out."
+                f"Load it there, WorldModel.from_pretrained(..., device={str(wanted)!r}), or leave device out."
             )
     return model
 
@@ -113,7 +114,7 @@ def require_actions(
     return array
 
 
-def require_reward(model: WorldModel, reward: RewardFunction | None) -> None:
+def require_reward(model: Imagines, reward: RewardFunction | None) -> None:
     """Check that there is a reward.
 
     Raises:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
+from ivideogpt.inference import Imagines
 from ivideogpt.session.beginning import stream_keys
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.sampling import RowStreams, sample
-from ivideogpt.world_model import WorldModel
 
 
 @torch.no_grad()
 def from_fresh_contexts(
-    world_model: WorldModel,
+    world_model: Imagines,
     frames: Tensor,
     actions: Tensor | None,
     *,
@@ -57,7 +57,7 @@ def from_fresh_contexts(
 
 @torch.no_grad()
 def with_history(
-    world_model: WorldModel,
+    world_model: Imagines,
     frames: Tensor,
     actions: Tensor | None,
     *,
@@ -94,9 +94,7 @@ def with_history(
     return torch.cat(imagined)
 
 
-def _states(
-    world_model: WorldModel, videos: Tensor, actions: Tensor | None
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
+def _states(world_model: Imagines, videos: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """States (B,T,S) read from true frames, and features (B,T,D) of those foretold one step from them."""
     path = world_model.transformer.states
     if path is None:

@@ -22,7 +22,7 @@ from ivideogpt.data.segment import fit_to_square
 from ivideogpt.errors import EpisodeError
 from ivideogpt.evaluation.frame_metrics import psnr, ssim
 from ivideogpt.evaluation.pusht_probe import Objects, probe_objects, stack_objects
-from ivideogpt.world_model import WorldModel
+from ivideogpt.inference import Imagines
 
 _PUSHT_STATE_SIZE = 5
 _PROBED = ("real", "reconstruction", "imagined")  # videos in which the Push-T objects are looked for
@@ -95,7 +95,7 @@ class _Batch:
 
 
 def predict_episode(
-    world_model: WorldModel,
+    world_model: Imagines,
     episode: Episode,
     *,
     start: int = 0,
@@ -127,7 +127,7 @@ def predict_episode(
 
 
 def predict_episodes(
-    world_model: WorldModel,
+    world_model: Imagines,
     episodes: Sequence[Episode],
     *,
     start: int = 0,
@@ -150,7 +150,7 @@ def predict_episodes(
 
 
 def evaluate_episodes(
-    world_model: WorldModel,
+    world_model: Imagines,
     episodes: Sequence[Episode],
     *,
     start: int = 0,
@@ -248,7 +248,7 @@ def shuffle_actions(actions: Tensor, used: range, seed: int) -> Tensor | None:
 
 
 def _cut_segments(
-    world_model: WorldModel, episodes: Sequence[Episode], start: int, horizon: int, step_size: int, seed: int
+    world_model: Imagines, episodes: Sequence[Episode], start: int, horizon: int, step_size: int, seed: int
 ) -> _Batch:
     layout, config = world_model.transformer.layout, world_model.transformer.config
     frames = layout.context_frames + horizon  # of the sequence, where a goal comes first
@@ -294,7 +294,7 @@ def _pusht_states(episode: Episode, frames: Sequence[int]) -> np.ndarray[Any, An
 
 @torch.no_grad()
 def _predict_batch(
-    world_model: WorldModel, batch: _Batch, horizon: int, seeds: list[int], sampling: SamplingConfig | None
+    world_model: Imagines, batch: _Batch, horizon: int, seeds: list[int], sampling: SamplingConfig | None
 ) -> Iterator[Prediction]:
     t = world_model.transformer.layout.context_frames
     frames = batch.frames.to(world_model.device)

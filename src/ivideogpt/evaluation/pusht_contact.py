@@ -36,7 +36,7 @@ from ivideogpt.evaluation.one_step import from_fresh_contexts, with_history
 from ivideogpt.evaluation.prediction import Prediction, predict_episodes
 from ivideogpt.evaluation.pusht_pose import TURNING_RADIUS, Pose, find_pose, true_pose, wrapped
 from ivideogpt.evaluation.pusht_probe import Objects, probe_objects
-from ivideogpt.world_model import WorldModel
+from ivideogpt.inference import Imagines
 
 MOVING = 0.5
 """Pixels: the block moves where its points do so by more than this, root mean square, since the frame before."""
@@ -172,7 +172,7 @@ class Contact:
 
 
 def contact_figures(
-    world_model: WorldModel,
+    world_model: Imagines,
     episodes: Sequence[Episode],
     horizon: int = 14,
     seed: int = 0,
@@ -205,7 +205,7 @@ def contact_figures(
 
 
 def contact_of(
-    world_model: WorldModel,
+    world_model: Imagines,
     predictions: Sequence[Prediction],
     *,
     seed: int = 0,

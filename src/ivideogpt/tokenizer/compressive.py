@@ -7,12 +7,10 @@ N context tokens a frame, M dynamics tokens a frame, L tokens.
 from __future__ import annotations
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
@@ -23,16 +21,12 @@ from ivideogpt.presets import tokenizer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.states import decode_states, encode_states
 from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues, resize_context_position
-from ivideogpt.tokenizer.int8 import quantize_convolutions
 from ivideogpt.tokenizer.networks import FRAME_CHANNELS, Decoder, Encoder, context_keys_values
 from ivideogpt.tokenizer.patches import from_patches, to_patches
 from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
 from ivideogpt.tokenizer.results import DecodedContext, EncodedContext, Reconstruction
 from ivideogpt.tokenizer.states import ShownStates, StateParts
 from ivideogpt.tokenizer.upsample import UpsamplingConv
-
-_MARGIN, _MARGIN_OF_PATTERNS = 1.5, 3.0  # measured on `pusht-64`
-_PATTERN_TILES = (2, 8, 32)  # a side
 
 
 class CompressiveTokenizer(nn.Module):
@@ -243,49 +237,17 @@ class CompressiveTokenizer(nn.Module):
                 if near:
                     module.look_near()
 
-    def prepared(self, precision: Precision, calibration: Tensor | None = None) -> CompressiveTokenizer:
-        """A copy for use without gradients, laid out in memory for fast convolutions.
-
-        `WorldModel.prepared` sees to it that the hardware has the precision.
-
-        Args:
-            precision: `"float32"`; `"bf16"` and `"int8"`, both bf16; or `"w8a8"`, bf16 but for 8-bit convolutions in
-                the residual blocks of the decoder of future frames.
-            calibration: for w8a8, videos (B,T,3,R,R), B > 0, T >= t, like those to come: the 8 bits span the range of
-                values that these take, and half as much again. Without them it is made from random patterns, and
-                wider.
-
-        Raises:
-            ShapeError: `calibration` has another shape, type or range.
-        """
+    def for_inference(self, precision: Precision) -> CompressiveTokenizer:
+        """A copy for use without gradients, laid out in memory for fast convolutions; states stay in float32."""
         other = copy.deepcopy(self).eval().requires_grad_(False)
         for module in other.modules():
             if isinstance(module, UpsamplingConv):
                 module.split()
         other.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        other.to(torch.float32 if precision == "float32" else torch.bfloat16)
+        other.to(torch.bfloat16 if precision == "bf16" else torch.float32)
         if self.states is not None:  # as it is: a rounded position would be off by a tenth of a pixel
             other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
-        if precision == "w8a8":
-            videos = self._patterns() if calibration is None else list(calibration.split(1))
-            margin = _MARGIN_OF_PATTERNS if calibration is None else _MARGIN
-            quantize_convolutions(other.prediction_decoder, partial(other._reconstruct, videos), margin)
         return other
-
-    @torch.no_grad()
-    def _reconstruct(self, videos: list[Tensor]) -> None:
-        """Reconstruct videos (1,T,3,R,R); of one that is all context, its frames once more as the future."""
-        for video in videos:
-            whole = video if video.shape[1] > self.config.context_frames else torch.cat([video, video], dim=1)
-            states = None if self.states is None else self.read_states(whole)
-            self(whole, self._shown(states, whole.shape[1]))
-
-    def _patterns(self) -> list[Tensor]:
-        """Coarse and fine random patterns (1,t+2,3,R,R) each, for want of real frames."""
-        side, frames = self.config.resolution, self.config.context_frames + 2
-        numbers = torch.Generator().manual_seed(0)
-        tiles = [torch.rand(frames, 3, count, count, generator=numbers) for count in _PATTERN_TILES]
-        return [F.interpolate(pattern, side)[None].to(self.context_in.weight.device) for pattern in tiles]
 
     def require_frames(self, frames: Tensor) -> Tensor:
         """Check frames and bring them to float in [0,1], in the weights' precision.

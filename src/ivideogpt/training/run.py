@@ -15,7 +15,7 @@ from ivideogpt.data.augment import NONE, STANDARD, STRONG
 from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
 from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.data.sources.npz import NpzFolder
-from ivideogpt.devices import choose_device, wants_bf16
+from ivideogpt.devices import choose_device, choose_precision
 from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
@@ -69,7 +69,7 @@ def train_tokenizer(config: TokenizerTrainingConfig, stop: Callable[[], bool] = 
         selection="shuffled" if config.goal else "random_future",
     )
     training, validation = open_batches(config, episodes, spec, model.config.resolution)
-    learner = TokenizerLearner(model, config, device, wants_bf16(config.precision, device))
+    learner = TokenizerLearner(model, config, device, choose_precision(config.precision, device) == "bf16")
     prepare_run(config)
     return train(learner, training, validation, config, device, stop)
 
@@ -85,7 +85,7 @@ def train_transformer(
     """
     stop = stop_in_time(config, stop)
     device = choose_device(config.device)
-    bf16 = wants_bf16(config.precision, device)
+    bf16 = choose_precision(config.precision, device) == "bf16"
     tokenizer = CompressiveTokenizer.from_pretrained(config.tokenizer_name).to(device)
     spec = SegmentSpec(
         length=config.segment_frames + config.goal,

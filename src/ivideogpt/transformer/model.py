@@ -24,7 +24,6 @@ from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.transformer.branches import BranchedCache, Prefixes
 from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
-from ivideogpt.transformer.int8 import DynamicInt8Linear, Int8Linear
 from ivideogpt.transformer.kernels import attend, fast_products, multiply
 from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.states import StatePath
@@ -112,7 +111,7 @@ class VideoTransformer(nn.Module):
         self.action_in = None if config.action_dim is None else nn.Linear(config.action_dim, config.hidden)
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
         self.states = None if config.state is None else StatePath(config)
-        self._legal_head: nn.Module | None = None  # see `prepared`
+        self._legal_head: nn.Module | None = None  # see `for_inference`
         self._compiled: Callable[..., Tensor] | None = None
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
@@ -291,22 +290,17 @@ class VideoTransformer(nn.Module):
             rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
-    def prepared(self, precision: Precision, *, compiled: bool = False) -> VideoTransformer:
-        """A copy for use without gradients; `WorldModel.prepared` sees to it that the hardware has the precision.
+    def for_inference(self, precision: Precision, *, compiled: bool = False) -> VideoTransformer:
+        """A copy for use without gradients.
 
         Args:
-            precision: `"float32"`; `"bf16"`; `"int8"`, 8-bit weights in the layers and bf16 elsewhere; or `"w8a8"`,
-                products of 8-bit weights with 8-bit inputs and float32 elsewhere.
+            precision: of all but the states, which stay in float32.
             compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs.
         """
-        dtype = torch.bfloat16 if precision in ("bf16", "int8") else torch.float32
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
-        if precision == "int8":
-            other._replace_linear(Int8Linear)
-        elif precision == "w8a8":
-            other._replace_linear(DynamicInt8Linear, head=True)
-        elif precision == "bf16" and not other.embedding.weight.is_cuda and can_pack():
-            other._replace_linear(PackedLinear, head=True)
+        if precision == "bf16" and other.embedding.weight.device.type == "cpu" and can_pack():
+            other._pack_linear()
         if self.states is not None:  # as it is: rounded positions would drift
             other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
         if compiled:
@@ -317,15 +311,14 @@ class VideoTransformer(nn.Module):
                 _say_not_compiled(error)
         return other
 
-    def _replace_linear(self, kind: Callable[[Tensor], nn.Module], head: bool = False) -> None:
-        """Put another kind of linear layer in place of those of all layers, and in the head of the legal tokens."""
+    def _pack_linear(self) -> None:
+        """Put packed layers in place of the linear ones of all layers, and in the head of the legal tokens."""
         for part in [part for part in self.layers.modules() if isinstance(part, Attention | FeedForward)]:
             for name, linear in list(part.named_children()):
                 assert isinstance(linear, nn.Linear), "these parts are made of linear layers alone"
-                setattr(part, name, kind(linear.weight))
-        if head:
-            legal = self.layout.dynamics_ids
-            self._legal_head = kind(self.head.weight[legal.start : legal.stop])
+                setattr(part, name, PackedLinear(linear.weight))
+        legal = self.layout.dynamics_ids
+        self._legal_head = PackedLinear(self.head.weight[legal.start : legal.stop])
 
     def branched_cache(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> BranchedCache:
         """A cache of rows behind prefixes, static where steps are compiled."""
