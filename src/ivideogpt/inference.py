@@ -16,8 +16,8 @@ from ivideogpt.devices import Precision
 from ivideogpt.errors import ShapeError
 from ivideogpt.sequence import TokenLayout
 from ivideogpt.session import Session
-from ivideogpt.session.beginning import Seed
-from ivideogpt.session.state import bytes_needed
+from ivideogpt.session.checks import Seed
+from ivideogpt.session.memory import session_bytes
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
 
@@ -124,7 +124,7 @@ class Imagines:
         """
         rows = contexts * branches
         horizon = self.trained_horizon if horizon is None else horizon
-        return bytes_needed(self.tokenizer, self.transformer, rows if renewed else contexts, rows, horizon)
+        return session_bytes(self.tokenizer, self.transformer, rows if renewed else contexts, rows, horizon)
 
     @torch.no_grad()
     def rollout(

@@ -125,7 +125,7 @@ class WorldModel(nn.Module, Imagines):
         Args:
             precision: `"float32"`; `"bf16"`; or `"auto"`, bf16 where the hardware multiplies it, else float32.
                 benchmarks/README.md has what bf16 costs in quality.
-            compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs; where that fails
+            compiled: whether whole frames run through `torch.compile`, on a GPU as CUDA graphs; where that fails
                 there is a warning, and they run as they are.
 
         Raises:

@@ -16,12 +16,14 @@ from torch import Tensor
 from ivideogpt import Session, WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
+from ivideogpt.session import Snapshot
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
 
 A, HORIZON = 3, 3
 SAMPLING = SamplingConfig(temperature=1.2, top_k=20)
+DRAW = torch.Generator()
 
 
 @pytest.fixture(params=[True, False], ids=["reward", "no reward"])
@@ -38,27 +40,33 @@ class Life:
     actions: list[Tensor]
 
 
-class Twins:
+class Twin:
     """A session under test beside the lives of its rows."""
 
-    def __init__(self, model: WorldModel, contexts: Tensor) -> None:
-        self.model, self.contexts = model, contexts
-        self.lives = [Life(0, 0, []), Life(1, 1, []), Life(2, 2, [])]
-        self.session = model.start(contexts[:3], seed=[0, 1, 2], horizon=HORIZON, sampling=SAMPLING)
-        self.draw = torch.Generator().manual_seed(1)
-        self.kept: tuple[Any, list[Life]] | None = None
-        self.next_seed = 3
+    def __init__(self, model: WorldModel, contexts: Tensor, session: Session, lives: list[Life]) -> None:
+        self.model, self.contexts, self.session, self.lives = model, contexts, session, lives
+        self.kept: list[tuple[Snapshot, list[Life]]] = []
 
-    def step(self) -> None:
-        actions = torch.rand(len(self.lives), A, generator=self.draw) * 2 - 1
-        made = self.session.step(actions)
-        for row, life in enumerate(self.lives):
-            life.actions.append(actions[row])
-            expected = self.alone(life)
-            assert torch.equal(made.tokens[row], expected.tokens[0]), f"row {row}"
-            torch.testing.assert_close(made.frame[row], expected.frame[0], atol=1e-4, rtol=0)  # type: ignore[index]
+    def step(self, rows: list[int] | None = None) -> None:
+        moved = range(len(self.lives)) if rows is None else rows
+        actions = torch.rand(len(moved), A, generator=DRAW) * 2 - 1
+        before = copy.deepcopy(self.lives)
+        made = self.session.step(actions, rows)
+        for number, row in enumerate(moved):
+            self.lives[row].actions.append(actions[number])
+            expected = self.alone(self.lives[row])
+            assert torch.equal(made.tokens[number], expected.tokens[0]), f"row {row}"
+            torch.testing.assert_close(made.frame[number], expected.frame[0], atol=1e-4, rtol=0)  # type: ignore[index]
+            torch.testing.assert_close(made.logprob[number], expected.logprob[0], atol=1e-3, rtol=0)
             if expected.reward is not None:
-                torch.testing.assert_close(made.reward[row], expected.reward[0], atol=1e-4, rtol=0)  # type: ignore[index]
+                torch.testing.assert_close(made.reward[number], expected.reward[0], atol=1e-4, rtol=0)  # type: ignore[index]
+        self.before = before
+        assert self.session.frames_imagined == tuple(len(life.actions) for life in self.lives)
+
+    def step_and_take_back(self, rows: list[int]) -> None:
+        self.step(rows)
+        self.session.take_back()
+        self.lives = self.before
 
     def alone(self, life: Life) -> Any:
         context = self.contexts[life.context][None]
@@ -67,41 +75,56 @@ class Twins:
             step = session.step(action[None])
         return step
 
-    def fork(self, rows: list[int]) -> None:
-        self.session = self.session.fork(rows)
-        self.lives = [copy.deepcopy(self.lives[row]) for row in rows]
+    def fork(self, rows: list[int]) -> Twin:
+        lives = [copy.deepcopy(self.lives[row]) for row in rows]
+        return Twin(self.model, self.contexts, self.session.fork(rows), lives)
 
     def reset(self, rows: list[int]) -> None:
-        which = [(row + self.next_seed) % len(self.contexts) for row in rows]
-        seeds = [self.next_seed + i for i in range(len(rows))]
+        seeds = [int(torch.randint(1000, (), generator=DRAW)) for _ in rows]
+        which = [seed % len(self.contexts) for seed in seeds]
         self.session.reset(self.contexts[which], rows, seed=seeds)
         for row, context, seed in zip(rows, which, seeds, strict=True):
             self.lives[row] = Life(context, seed, [])
-        self.next_seed += len(rows)
 
     def snapshot(self) -> None:
-        self.kept = self.session.snapshot(), copy.deepcopy(self.lives)
+        self.kept.append((self.session.snapshot(), copy.deepcopy(self.lives)))
 
-    def restore(self) -> None:
-        if self.kept is not None:
-            self.session.restore(self.kept[0])
-            self.lives = copy.deepcopy(self.kept[1])
+    def restore(self, number: int) -> None:
+        if self.kept:
+            moment, lives = self.kept[number % len(self.kept)]
+            self.session.restore(moment)
+            self.lives = copy.deepcopy(lives)
 
 
 @given(st.data())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_row_lives_its_own_life(model: WorldModel, make_frames: MakeFrames, data: st.DataObject) -> None:
-    twins = Twins(model, make_frames(5, 2))
-    for _ in range(data.draw(st.integers(3, 7), label="operations")):
-        rows = st.integers(0, len(twins.lives) - 1)
-        what = data.draw(st.sampled_from(["step", "step", "step", "fork", "reset", "snapshot", "restore"]))
-        if what == "fork":
-            twins.fork(data.draw(st.lists(rows, min_size=1, max_size=4), label="fork"))
-        elif what == "reset":
-            twins.reset(data.draw(st.lists(rows, min_size=1, unique=True), label="reset"))
+    """Steps of all and of some rows, forks, snapshots, resets and refreshed contexts, in any order and in several
+    sessions that share what they can."""
+    DRAW.manual_seed(1)
+    contexts = make_frames(5, 2)
+    given_contexts = data.draw(st.sampled_from([[0, 1, 2], [0, 0, 0], [1, 1, 2]]), label="contexts")
+    lives = [Life(context, seed, []) for seed, context in enumerate(given_contexts)]
+    session = model.start(contexts[given_contexts], seed=[0, 1, 2], horizon=HORIZON, sampling=SAMPLING)
+    twins = [Twin(model, contexts, session, lives)]
+    every = ["step", "step", "some", "some", "fork", "reset", "snapshot", "restore", "back"]
+    for _ in range(data.draw(st.integers(4, 9), label="operations")):
+        twin = data.draw(st.sampled_from(twins), label="session")
+        rows, what = st.integers(0, len(twin.lives) - 1), data.draw(st.sampled_from(every), label="operation")
+        some = st.lists(rows, min_size=1, unique=True)
+        if what == "step":
+            twin.step()
+        elif what == "snapshot":
+            twin.snapshot()
+        elif what == "restore":
+            twin.restore(data.draw(st.integers(0, 3), label="snapshot"))
+        elif what == "fork":
+            twins.append(twin.fork(data.draw(st.lists(rows, min_size=1, max_size=4), label="fork")))
         else:
-            getattr(twins, what)()
-    twins.step()
+            act = {"some": twin.step, "reset": twin.reset, "back": twin.step_and_take_back}[what]
+            act(data.draw(some, label="rows"))
+    for twin in twins:
+        twin.step()
 
 
 def walk(session: Session, actions: Tensor) -> list[Tensor]:
@@ -123,38 +146,61 @@ def test_a_fork_leaves_its_session_alone(model: WorldModel, make_frames: MakeFra
 
 def test_a_forks_seed_is_no_stream_of_a_start(model: WorldModel, make_frames: MakeFrames) -> None:
     session = model.start(make_frames(2, 2), seed=4)
-    uniform = [s._open().streams.uniform(8) for s in (session, session.fork([0, 1], seed=4))]
+    uniform = [s._open().rows.uniform for s in (session, session.fork([0, 1], seed=4))]
     assert not (uniform[0] == uniform[1]).any()
 
 
-def test_a_snapshot_can_be_restored_again_and_elsewhere(model: WorldModel, make_frames: MakeFrames) -> None:
+def test_a_snapshot_can_be_restored_again(model: WorldModel, make_frames: MakeFrames) -> None:
     frames, actions = make_frames(2, 2), torch.rand(6, A)
     session = model.start(frames, seed=1, horizon=HORIZON)
     walk(session, actions[:2])
     moment = session.snapshot()
     futures = []
-    for _ in range(2):
+    for _ in range(3):
         futures.append(walk(session, actions[2:]))
         session.reset(frames.flip(0), [0, 1])
         session.restore(moment)
         assert session.frames_imagined == (2, 2)
-    other = model.start(frames[:1], branches=5, horizon=HORIZON)
-    other.restore(moment)
-    futures.append(walk(other, actions[2:]))
     for tokens in zip(*futures, strict=True):
         assert torch.equal(tokens[0], tokens[1]) and torch.equal(tokens[0], tokens[2])
 
 
-def test_a_snapshot_of_another_model_is_refused(
-    model: WorldModel, make_world_model: MakeWorldModel, make_frames: MakeFrames
-) -> None:
-    session = model.start(make_frames(1, 2), seed=1, horizon=HORIZON)
-    other = make_world_model(action_dim=A, reward=model.transformer.config.reward, place_embedding=True)
-    with pytest.raises(SessionError, match="of another model"):
-        session.restore(other.start(make_frames(1, 2), horizon=HORIZON).snapshot())
-    with pytest.raises(SessionError, match="a horizon of 5 frames, this one has 3"):
-        session.restore(model.start(make_frames(1, 2), horizon=5).snapshot())
+def test_a_snapshot_of_another_or_a_closed_session_is_refused(model: WorldModel, make_frames: MakeFrames) -> None:
+    session, other = (model.start(make_frames(1, 2), seed=1, horizon=HORIZON) for _ in range(2))
+    moment = other.snapshot()
+    for _ in range(2):
+        with pytest.raises(SessionError, match="of another session"):
+            session.restore(moment)
+        other.close()
+    with pytest.raises(SessionError, match="of another session"):
+        session.fork([0]).restore(session.snapshot())
     assert session.step().tokens.shape == (1, 4)
+
+
+def test_a_step_is_taken_back(model: WorldModel, make_frames: MakeFrames) -> None:
+    session, undisturbed = (model.start(make_frames(2, 2), 2, seed=4, horizon=HORIZON) for _ in range(2))
+    with pytest.raises(SessionError, match="there is no step to take back"):
+        session.take_back()
+    for action in torch.rand(2 * HORIZON, 4, A):
+        session.step(-action[:2], rows=[3, 1])
+        session.take_back()
+        with pytest.raises(SessionError, match="there is no step to take back"):
+            session.take_back()
+        assert torch.equal(session.step(action).tokens, undisturbed.step(action).tokens)
+
+
+def test_some_rows_move(model: WorldModel, make_frames: MakeFrames) -> None:
+    session = model.start(make_frames(2, 2), 2, seed=4, horizon=HORIZON)
+    made = session.step(torch.zeros(2, A), rows=[3, 0])
+    assert session.frames_imagined == (1, 0, 0, 1)
+    assert made.frame is not None and len(made.frame) == len(made.tokens) == len(made.logprob) == 2
+    torch.testing.assert_close(session.decode(made.tokens[:, None], rows=[3, 0])[:, 0], made.frame)
+    for rows, message in ([0, 0], "can be stepped once"), ([4], "row 4 does not exist"), ([], "rows is empty"):
+        with pytest.raises(SessionError, match=message):
+            session.step(torch.zeros(len(rows), A), rows=rows)
+    with pytest.raises(ShapeError, match="the action of row 3 holds nan"):
+        session.step(torch.tensor([[0.0, 0, 0], [0, 0, torch.nan]]), rows=[1, 3])
+    assert session.frames_imagined == (1, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +261,9 @@ def test_newest_frames_become_the_context(model: WorldModel, make_frames: MakeFr
         session.step()
     frames, held = session.frames, session.bytes
     fresh = model.start(frames, seed=1, horizon=HORIZON)
-    fresh._open().streams = session._open().streams.select(range(4))  # the draws of the same moment
+    fresh._open().rows.restart_streams(session._open().rows.keys)  # the numbers of the same moment
+    state = fresh._open().rows
+    fresh._open().rows = dataclasses.replace(state.next_segment(torch.full((4,), HORIZON)), segment=[0] * 4)
     for _ in range(2):
         assert torch.equal(session.step().tokens, fresh.step().tokens)
     assert session.bytes <= held + 2 * fresh.bytes, "every row has a context of its own now"

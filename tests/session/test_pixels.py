@@ -60,7 +60,7 @@ def test_many_frames_are_decoded_in_parts(
     session = model.start(make_frames(3, 2), branches=2, seed=1)
     tokens = torch.stack([session.step(decode=False).tokens for _ in range(3)], dim=1)
     whole = session.decode(tokens)
-    monkeypatch.setattr("ivideogpt.session.pixels.frames_at_once", lambda *_: most)
+    monkeypatch.setattr("ivideogpt.session.pixels.decoded_at_once", lambda *_: most)
     torch.testing.assert_close(session.decode(tokens), whole, **NEAR)
 
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from ivideogpt import WorldModel
 from ivideogpt.config import SamplingConfig, StateConfig
 from ivideogpt.errors import ConfigError, ShapeError
-from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.sampling import sample
 from ivideogpt.transformer.states import StatePath
+from ivideogpt.transformer.streams import stream_key, uniform_numbers
 
 Make = Callable[..., Any]
 MakeWorldModel = Callable[..., WorldModel]
@@ -56,21 +57,22 @@ def recomputed(
     Each next state is foretold from all known ones as a training does, a whole segment at a time.
     """
     layout, transformer, path = model.transformer.layout, model.transformer, path_of(model)
-    stream = RowStreams([key])
+    keys = torch.tensor([stream_key(key)])
+    numbers = uniform_numbers(keys, torch.zeros(1, dtype=torch.int64), HORIZON, layout.dynamics_tokens)
     row = model.tokenizer.tokenize(context[None])[0].tolist()
     known = path.features(states)[None]  # (1, frames so far, D)
-    for _ in range(HORIZON):
+    for j in range(HORIZON):
         frames = known.shape[1] + 1
         taken = None if actions is None else actions[None, :frames]
         unknown = torch.full_like(known[:, :1], torch.nan)  # what comes is not looked at
         known = torch.cat([known, path.next_of_segment(torch.cat([known, unknown], dim=1), taken)[:, -1:]], dim=1)
         row.append(layout.future_slot)
-        uniform = stream.draw(layout.dynamics_tokens)
+        uniform = numbers[:, j]
         for i in range(layout.dynamics_tokens):
             padded = torch.tensor([row + [layout.future_slot] * (layout.dynamics_tokens - i)])
             hidden = transformer.hidden_states(transformer.embed(padded, taken, known))[0, len(row) - 1]
             legal = transformer.head(hidden)[layout.dynamics_ids.start : layout.dynamics_ids.stop]
-            row.append(layout.dynamics_ids.start + int(sample(legal[None], uniform[:, i], sampling)[0]))
+            row.append(layout.dynamics_ids.start + int(sample(legal[None], uniform[:, i], sampling).code))
     return torch.tensor(row), path.decoded(known[0, layout.context_frames :])
 
 
@@ -207,6 +209,7 @@ class Twins:
     def fork(self, rows: list[int]) -> None:
         self.session = self.session.fork(rows)
         self.lives = [copy.deepcopy(self.lives[row]) for row in rows]
+        self.kept = None  # of another session
 
     def reset(self, rows: list[int], given: bool) -> None:
         which = [(row + self.next_seed) % len(self.contexts) for row in rows]
@@ -279,7 +282,7 @@ def test_a_renewed_context_leaves_states_as_they_were_foretold(model: WorldModel
 def test_a_step_that_fails_changes_nothing(
     model: WorldModel, make_frames: MakeFrames, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(*_: Any) -> Tensor:
+    def failing(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("no more")
 
     session, undisturbed = (model.start(make_frames(2, 2), seed=1, horizon=2) for _ in range(2))
@@ -296,7 +299,7 @@ def test_a_step_that_fails_changes_nothing(
         assert torch.equal(made.tokens, expected.tokens)
         assert torch.equal(made.state, expected.state)  # type: ignore[arg-type]
     with monkeypatch.context() as patch:
-        patch.setattr("ivideogpt.session.session.read_contexts", failing)
+        patch.setattr("ivideogpt.session.start.prefill", failing)
         with pytest.raises(torch.OutOfMemoryError):
             session.reset(make_frames(1, 2), [0], states=poses(1))
     assert torch.equal(session.step().state, undisturbed.step().state)  # type: ignore[arg-type]

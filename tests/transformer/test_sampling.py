@@ -1,4 +1,4 @@
-"""Drawing tokens: the distribution, temperature, top-k, entropy, and a stream of its own for every row."""
+"""Sampling tokens: the distribution, temperature, top-k, top-p, entropy, and the probability that a token had."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
-from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.sampling import log_probability, sample
+from ivideogpt.transformer.streams import stream_key, uniform_numbers
 
 K, DRAWS = 12, 40_000
 
@@ -21,7 +22,7 @@ def logits() -> Tensor:
 
 def draw_many(logits: Tensor, config: SamplingConfig) -> Tensor:
     """How often each token was drawn, (K,)."""
-    uniform = RowStreams([(0, 0, 0)]).draw(DRAWS)[0]
+    uniform = uniform_numbers(torch.tensor([stream_key((0, 0, 0))]), torch.zeros(1, dtype=torch.int64), 1, DRAWS)[0, 0]
     return torch.bincount(sample(logits.expand(DRAWS, -1), uniform, config)[0], minlength=K)
 
 
@@ -46,9 +47,9 @@ def test_distribution_is_the_softmax(logits: Tensor, temperature: float, top_k: 
 
 def test_top_1_and_temperature_0_take_the_likeliest(logits: Tensor) -> None:
     for config in (SamplingConfig(top_k=1), SamplingConfig(temperature=0), SamplingConfig(temperature=0, top_k=3)):
-        tokens, entropy = sample(logits.expand(50, -1), torch.rand(50), config)
+        tokens, entropy, logprob = sample(logits.expand(50, -1), torch.rand(50), config)
         assert (tokens == logits.argmax()).all()
-        assert (entropy == 0).all()
+        assert (entropy == 0).all() and (logprob == 0).all()
 
 
 @pytest.mark.parametrize("top_k", [0, 3])
@@ -101,78 +102,23 @@ def test_a_likelier_token_needs_no_more_than_its_share() -> None:
 
 
 def test_half_precision_logits(logits: Tensor) -> None:
-    tokens, entropy = sample(logits.bfloat16()[None], torch.tensor([0.4]), SamplingConfig())
-    exact, _ = sample(logits.bfloat16().float()[None], torch.tensor([0.4]), SamplingConfig())
+    tokens, entropy, _ = sample(logits.bfloat16()[None], torch.tensor([0.4]), SamplingConfig())
+    exact, *_ = sample(logits.bfloat16().float()[None], torch.tensor([0.4]), SamplingConfig())
     assert torch.equal(tokens, exact)
     assert entropy.dtype == torch.float32
-
-
-# Streams
-
-
-def test_a_stream_is_known_by_its_key() -> None:
-    keys = [(7, 0, 0), (7, 0, 1), (7, 1, 0), (8, 0, 0), (2**62 + 1, 0, 0)]
-    drawn = RowStreams(keys).draw(50)
-    assert drawn.shape == (5, 50)
-    assert drawn.dtype == torch.float32
-    assert 0 <= drawn.min() <= drawn.max() < 1
-    assert len({tuple(row) for row in drawn.tolist()}) == len(keys)
-    for i, key in enumerate(keys):
-        assert torch.equal(RowStreams([key]).draw(50)[0], drawn[i]), "whatever else is in the batch"
-
-
-def test_a_stream_goes_on() -> None:
-    streams, others = (RowStreams([(3, 0, 0), (4, 0, 0)]) for _ in range(2))
-    frames = [streams.draw(16) for _ in range(3)]
-    assert not torch.equal(frames[0], frames[1]) and not torch.equal(frames[1], frames[2])
-    others.advance()
-    assert torch.equal(others.uniform(16), frames[1])
-    assert torch.equal(others.uniform(16), frames[1]), "looking is not going on"
-    assert torch.equal(others.draw(5), frames[1][:, :5]), "how many are drawn changes none of them"
-    assert torch.equal(others.draw(16), frames[2])
-
-
-def test_streams_can_be_copied_and_begun_anew() -> None:
-    streams = RowStreams([(3,), (4,)])
-    streams.advance()
-    copies = streams.select([1, 1, 0])
-    expected = streams.draw(4)
-    assert torch.equal(copies.draw(4), expected[[1, 1, 0]])
-    streams.restart([1], [(9,)])
-    drawn = streams.draw(4)
-    assert torch.equal(drawn[1], RowStreams([(9,)]).draw(4)[0])
-    assert torch.equal(drawn[0], copies.draw(4)[2])
-
-
-def test_streams_leave_the_global_generators_alone() -> None:
-    torch.manual_seed(0)
-    expected = torch.rand(1)
-    torch.manual_seed(0)
-    RowStreams([(1, 2, 3)]).draw(10)
-    assert torch.equal(torch.rand(1), expected)
-
-
-def test_keys_of_large_numbers_are_kept_apart() -> None:
-    assert not torch.equal(RowStreams([(5 + 3 * 2**32, 2, 0)]).draw(8), RowStreams([(5, 3, 2)]).draw(8))
-
-
-def test_streams_are_independent() -> None:
-    drawn = RowStreams([(0, b, k) for b in range(8) for k in range(8)]).draw(2000)
-    correlation = torch.corrcoef(drawn)
-    correlation.fill_diagonal_(0)
-    assert correlation.abs().max() < 5 / math.sqrt(2000)
 
 
 def test_top_p_keeps_the_fewest_tokens_that_make_up_the_share() -> None:
     logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log().expand(1000, -1)
     uniform = torch.linspace(0, 1, 1001)[:1000]
     for top_p, kept in ((0.35, {0}), (0.4, {0}), (0.5, {0, 1}), (0.7, {0, 1}), (0.75, {0, 1, 2}), (1.0, {0, 1, 2, 3})):
-        drawn, entropy = sample(logits, uniform, SamplingConfig(top_k=0, top_p=top_p))
+        drawn, entropy, logprob = sample(logits, uniform, SamplingConfig(top_k=0, top_p=top_p))
         assert set(drawn.tolist()) == kept, top_p
         shares = torch.tensor([0.4, 0.3, 0.2, 0.1])[: len(kept)]
         shares = shares / shares.sum()
         found = torch.bincount(drawn, minlength=4)[: len(kept)] / 1000
         torch.testing.assert_close(found, shares, atol=2e-3, rtol=0)
+        torch.testing.assert_close(logprob, shares.log()[drawn], atol=1e-5, rtol=0)
         torch.testing.assert_close(entropy[0], torch.special.entr(shares).sum(), atol=1e-4, rtol=1e-4)
 
 
@@ -184,3 +130,27 @@ def test_several_places_are_drawn_at_once_as_one_by_one() -> None:
     for i in range(5):
         for whole, one in zip(together, sample(logits[:, i], uniform[:, i], config), strict=True):
             assert torch.equal(whole[:, i], one)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SamplingConfig(),
+        SamplingConfig(temperature=0.7, top_k=5),
+        SamplingConfig(top_p=0.8),
+        SamplingConfig(temperature=0),
+    ],
+)
+def test_the_log_probability_of_a_token_is_that_of_its_sampling(config: SamplingConfig) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(200, 40, generator=generator) * 2
+    logits.requires_grad_()
+    sampled = sample(logits, torch.rand(200, generator=generator), config)
+    again = log_probability(logits, sampled.code, config)
+    torch.testing.assert_close(again, sampled.logprob)
+    least = logits.argmin(dim=-1)
+    if config.top_k < 40 or config.top_p < 1 or not config.temperature:
+        assert (log_probability(logits, least, config) == -math.inf).all(), "never sampled"
+    if config.temperature:
+        again.sum().backward()
+        assert torch.isfinite(logits.grad).all() and logits.grad.abs().sum() > 0  # type: ignore[union-attr, arg-type]

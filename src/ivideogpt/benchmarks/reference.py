@@ -23,9 +23,10 @@ from ivideogpt.tokenizer.cross_attention import CrossAttention, KeysValues
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner
 from ivideogpt.transformer import KeyValueCache, VideoTransformer
-from ivideogpt.transformer.cache import Memory
+from ivideogpt.transformer.cache import Cache
 from ivideogpt.transformer.model import Attention, rotate
-from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.sampling import sample
+from ivideogpt.transformer.streams import stream_key, uniform_numbers
 from ivideogpt.world_model import WorldModel
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -34,7 +35,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 class PlainAttention(Attention):
     """Causal self-attention with the whole matrix of weights in memory."""
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """As `Attention`."""
         heads = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
@@ -135,13 +136,14 @@ def plain_rollout(model: WorldModel, context: Tensor, actions: Tensor, seed: int
     placeholders = context[:, -1:].expand(-1, futures, -1, -1, -1)
     tokens = model.tokenizer.tokenize(torch.cat([context, placeholders], dim=1))
     tokens = tokens[:, : model.transformer.layout.prefix_length]
-    streams = RowStreams([(seed, b, 0) for b in range(len(context))])
+    keys = torch.tensor([stream_key((seed, b, 0)) for b in range(len(context))], device=tokens.device)
+    uniform = uniform_numbers(keys, torch.zeros_like(keys[:, 0]), futures, model.transformer.layout.dynamics_tokens)
     for j in range(futures):
-        tokens = _with_next_frame(model, tokens, actions[:, : j + 1], streams)
+        tokens = _with_next_frame(model, tokens, actions[:, : j + 1], uniform[:, j])
     return PlainRollout(tokens, model.tokenizer.detokenize(tokens))
 
 
-def _with_next_frame(model: WorldModel, tokens: Tensor, actions: Tensor, streams: RowStreams) -> Tensor:
+def _with_next_frame(model: WorldModel, tokens: Tensor, actions: Tensor, uniform: Tensor) -> Tensor:
     """Tokens (B,L) of whole frames -> one more future frame behind them, with a cache that is then thrown away."""
     transformer, layout = model.transformer, model.transformer.layout
     tokens = F.pad(tokens, (0, 1), value=layout.future_slot)
@@ -152,10 +154,9 @@ def _with_next_frame(model: WorldModel, tokens: Tensor, actions: Tensor, streams
         1, slots, transformer.embed_actions(actions)
     )
     cache = transformer.new_cache(len(tokens), tokens.shape[1] + layout.dynamics_tokens)
-    uniform = streams.draw(layout.dynamics_tokens)
     for i in range(layout.dynamics_tokens):
         logits = _legal(transformer.head(transformer.hidden_states(x, cache)[:, -1]), transformer)
-        chosen, _ = sample(logits, uniform[:, i], model.sampling)
+        chosen = sample(logits, uniform[:, i], model.sampling).code
         tokens = torch.cat([tokens, chosen[:, None]], dim=1)
         x = transformer.embed_tokens(chosen, layout.dynamics_places[i])[:, None]
     return tokens

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
 from ivideogpt.inference import Imagines
-from ivideogpt.session.beginning import stream_keys
+from ivideogpt.session.checks import stream_keys
 from ivideogpt.transformer import VideoTransformer
-from ivideogpt.transformer.sampling import RowStreams, sample
+from ivideogpt.transformer.sampling import sample
+from ivideogpt.transformer.streams import uniform_numbers
 
 
 @torch.no_grad()
@@ -85,8 +86,9 @@ def with_history(
         embedded = transformer.embed(tokens, taken, true)
         slots = layout.future_slot_positions(videos.shape[1]).tolist()
         ahead = embedded if foretold is None else transformer.embed(tokens, taken, foretold)
-        streams = RowStreams(stream_keys([seed + first + row for row in range(len(videos))], len(videos), 1))
-        codes = _next_frames(transformer, embedded, ahead[:, slots], slots, streams, sampling or world_model.sampling)
+        keys = stream_keys([seed + first + row for row in range(len(videos))], len(videos), 1)
+        uniform = uniform_numbers(keys, torch.zeros_like(keys[:, 0]), len(slots), layout.dynamics_tokens)
+        codes = _next_frames(transformer, embedded, ahead[:, slots], slots, uniform, sampling or world_model.sampling)
         context, _ = layout.split(tokens)
         shown = None if read is None or foretold is None else transformer.require_states().decoded(foretold)
         video = world_model.tokenizer.detokenize(layout.assemble(context, codes), shown)
@@ -110,22 +112,21 @@ def _next_frames(
     true: Tensor,
     ahead: Tensor,
     slots: Sequence[int],
-    streams: RowStreams,
+    uniform: Tensor,
     sampling: SamplingConfig,
 ) -> Tensor:
     """From the embeddings (B,L,H) of true segments, and (B,F,H) of slots with what they foretell: codes (B,F,M) drawn
-    at each slot after what truly came before."""
+    at each slot, by the numbers (B,F,M), after what truly came before."""
     layout = transformer.layout
     cache = transformer.new_cache(len(true), true.shape[1])
     frames, read = [], 0
     for number, slot in enumerate(slots):
         cache.length = read  # forgets what was foretold and drawn, and goes on with the truth
         x = torch.cat([true[:, read:slot], ahead[:, number : number + 1]], dim=1)
-        uniform = streams.draw(layout.dynamics_tokens)
         codes: list[Tensor] = []
         for i, place in enumerate(layout.dynamics_places):
             hidden = transformer.hidden_states(x, cache)[:, -1]
-            codes.append(sample(transformer.dynamics_logits(hidden), uniform[:, i], sampling)[0])
+            codes.append(sample(transformer.dynamics_logits(hidden), uniform[:, number, i], sampling).code)
             x = transformer.embed_tokens(codes[-1] + layout.dynamics_ids.start, place)[:, None]
         frames.append(torch.stack(codes, dim=1))
         read = slot

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ivideogpt.session.state import Contexts, frames_at_once
+from ivideogpt.session.prefill import frames_at_once
+from ivideogpt.session.slots import Contexts
 from ivideogpt.states import encode_states
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.results import DecodedContext
@@ -31,7 +32,7 @@ def decode_in_parts(
         contexts: C of them.
         which: (N,) int64, the context of each.
     """
-    most = frames_at_once(_AT_ONCE_ON_CPU if codes.device.type == "cpu" else _AT_ONCE, tokenizer.config.resolution)
+    most = decoded_at_once(tokenizer.config.resolution, codes.device)
     together = max(1, most // codes.shape[1])  # contexts
     told = None
     if shown is not None and tokenizer.config.state is not None:
@@ -48,3 +49,8 @@ def decode_in_parts(
             frames.append(tokenizer.decode_future(some, context, states))
         done.append(torch.cat(frames, dim=1))
     return torch.cat(done).float().clamp(0, 1)
+
+
+def decoded_at_once(side: int, device: torch.device) -> int:
+    """Most frames that are decoded together."""
+    return frames_at_once(_AT_ONCE_ON_CPU if device.type == "cpu" else _AT_ONCE, side)

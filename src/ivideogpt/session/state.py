@@ -1,199 +1,187 @@
 """What a session is made of: everything that a snapshot has to keep and a fork has to copy.
 
-Shapes: S contexts, R rows (each continues one context), t context frames, M dynamics tokens a frame, side of a frame.
+Shapes: R rows (each continues one context), M dynamics tokens a frame.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple, Self
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from ivideogpt.session.slots import Contexts, KeptSlot, Slots
 from ivideogpt.session.states import KnownStates
-from ivideogpt.tokenizer import CompressiveTokenizer
-from ivideogpt.tokenizer.cross_attention import KeysValues
-from ivideogpt.transformer import BranchedCache, Prefixes, VideoTransformer
-from ivideogpt.transformer.groups import regrouped, used_by
-from ivideogpt.transformer.sampling import RowStreams
-
-_CONTEXTS_READ_AT_ONCE = 32  # of 64 pixels; fewer of larger ones, as their feature maps take more memory
-_CONTEXTS_READ_AT_ONCE_ON_CPU = 8  # feature maps of more would not fit into the processor's cache, and wait for memory
-
-
-class Contexts(NamedTuple):
-    """What is made once of each context."""
-
-    frames: Tensor
-    """(S, t, 3, side, side) in [0,1], as given."""
-    features: list[KeysValues]
-    """What the decoder attends to, S of each."""
-    last_tokens: Tensor
-    """(S,) int64: the last token of each context."""
-
-    def part(self, numbers: Sequence[int]) -> Contexts:
-        """Some of these, copied."""
-        index = torch.tensor(list(numbers), device=self.frames.device)
-        features = [(keys.index_select(0, index), values.index_select(0, index)) for keys, values in self.features]
-        return Contexts(self.frames.index_select(0, index), features, self.last_tokens.index_select(0, index))
-
-    def with_others(self, *others: Contexts) -> Contexts:
-        """These, and others behind them."""
-        every = [self, *others]
-        pairs = zip(*(contexts.features for contexts in every), strict=True)
-        return Contexts(
-            torch.cat([contexts.frames for contexts in every]),
-            [(torch.cat([k for k, _ in pair]), torch.cat([v for _, v in pair])) for pair in pairs],
-            torch.cat([contexts.last_tokens for contexts in every]),
-        )
-
-    @property
-    def bytes(self) -> int:
-        """Memory held, bytes."""
-        return self.frames.nbytes + sum(keys.nbytes + values.nbytes for keys, values in self.features)
+from ivideogpt.transformer import BranchedCache
+from ivideogpt.transformer.branches import Suffixes
+from ivideogpt.transformer.streams import uniform_numbers
 
 
 @dataclasses.dataclass
-class State:
-    """A session between two steps."""
+class Rows:
+    """What is known of each row but for its context and its cache."""
 
-    contexts: Contexts
-    cache: BranchedCache
-    streams: RowStreams
-    tokens: Tensor
-    """(R, horizon, M) int64: ids of the frames imagined from the present contexts."""
     segment: list[int]
     """Frames that each row has imagined from its present context."""
     total: list[int]
     """Frames that each row has imagined since its context was given."""
-    unread: Tensor
-    """(R,) int64: each row's last token where `lazy`: not in the cache yet, read together with the next slot."""
-    known: KnownStates | None = None
+    keys: Tensor
+    """(R, 2) int64: each row's random stream."""
+    first: Tensor
+    """(R,) int64: the number, in its stream, of the first frame behind each row's present context."""
+    uniform: Tensor
+    """(R, horizon, M) float32: the numbers that decide the tokens of the frames behind the present contexts."""
+    tokens: Tensor
+    """(R, horizon, M) int64: ids of the frames imagined from the present contexts."""
+    pending: Tensor
+    """(R,) int64: each row's last token, which may not be in the cache yet."""
+    known: KnownStates | None
     """The rows' states; None where the model has learned none."""
 
-    @property
-    def prefix_of_row(self) -> tuple[int, ...]:
-        """For each row the index of its context."""
-        return self.cache.groups.prefix_of_row
+    @classmethod
+    def begin(cls, keys: Tensor, horizon: int, tokens: int, pending: Tensor, known: KnownStates | None) -> Self:
+        """Rows with these streams that have imagined nothing yet, frames being of M `tokens`."""
+        first = torch.zeros_like(keys[:, 0])
+        return cls(
+            segment=[0] * len(keys),
+            total=[0] * len(keys),
+            keys=keys,
+            first=first,
+            uniform=uniform_numbers(keys, first, horizon, tokens),
+            tokens=keys.new_zeros(len(keys), horizon, tokens),
+            pending=pending,
+            known=known,
+        )
 
     @property
     def bytes(self) -> int:
         """Memory held, bytes."""
-        return self.contexts.bytes + self.cache.bytes + self.tokens.nbytes
+        return sum(tensor.nbytes for tensor in (*self._tensors, *(self.known or ())))
 
-    def select(self, rows: Sequence[int]) -> Self:
-        """These rows, each as often as it is named, with their contexts.
+    def select(self, rows: Sequence[int], index: Tensor) -> Rows:
+        """Copies of these rows, each as often as it is named; `index` (n,) is the same on the device."""
+        keys, first, uniform, tokens, pending = (of_row.index_select(0, index) for of_row in self._tensors)
+        segment, total = [self.segment[row] for row in rows], [self.total[row] for row in rows]
+        known = self.known and self.known.select(index)
+        return Rows(segment, total, keys, first, uniform, tokens, pending, known)
 
-        What changes is copied; the contexts are shared where all of them are needed.
-        """
-        index = torch.tensor(list(rows), device=self.tokens.device)
-        used, _ = used_by(self.prefix_of_row, rows)
-        return dataclasses.replace(
-            self,
-            contexts=self.contexts if len(used) == self.cache.groups.prefixes else self.contexts.part(used),
-            cache=self.cache.select(rows),
-            streams=self.streams.select(rows),
-            tokens=self.tokens.index_select(0, index),
-            segment=[self.segment[row] for row in rows],
-            total=[self.total[row] for row in rows],
-            unread=self.unread.index_select(0, index),
-            known=self.known and self.known.select(rows),
-        )
+    def next_segment(self, imagined: Tensor) -> Rows:
+        """These rows, having imagined so many frames (R,) from a context, at another's beginning; streams go on."""
+        first = self.first + imagined
+        uniform = uniform_numbers(self.keys, first, *self.uniform.shape[1:])
+        return dataclasses.replace(self, segment=[0] * len(self.segment), first=first, uniform=uniform)
 
-    def copy(self) -> Self:
-        """All rows."""
-        return self.select(range(len(self.segment)))
+    def restart_streams(self, keys: Tensor) -> None:
+        """Give all rows new streams (R, 2)."""
+        self.keys, self.first = keys.to(self.keys.device), torch.zeros_like(self.first)
+        self.uniform = uniform_numbers(self.keys, self.first, *self.uniform.shape[1:])
 
-    def restart(self, rows: Sequence[int], contexts: Contexts, prefixes: Prefixes, context_of_row: list[int]) -> None:
-        """Let these rows go on from other contexts."""
-        kept, _ = regrouped(self.prefix_of_row, rows, context_of_row)
-        joined = self.contexts.part(kept).with_others(contexts) if kept else contexts
-        index = torch.tensor(list(rows), device=self.unread.device)
-        unread = self.unread.index_copy(0, index, contexts.last_tokens[context_of_row])
-        self.cache.restart(rows, prefixes, context_of_row)
-        self.contexts, self.unread = joined, unread  # now that nothing can fail any more
-        for row in rows:
-            self.segment[row] = 0
+    def restart(self, rows: Sequence[int], index: Tensor, others: Rows) -> None:
+        """Put others in the place of some rows."""
+        for row, segment, total in zip(rows, others.segment, others.total, strict=True):
+            self.segment[row], self.total[row] = segment, total
+        for mine, theirs in zip(self._tensors, others._tensors, strict=True):
+            mine.index_copy_(0, index, theirs)
+        if self.known is not None and others.known is not None:
+            self.known = self.known.replaced(index, others.known)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        return self.keys, self.first, self.uniform, self.tokens, self.pending
+
+
+@dataclasses.dataclass(eq=False)
+class State:
+    """A session between two steps."""
+
+    slots: Slots
+    cache: BranchedCache
+    rows: Rows
+
+    @property
+    def bytes(self) -> int:
+        """Memory held, bytes, slots that are shared included."""
+        return self.slots.contexts.bytes + self.cache.bytes + self.rows.bytes
+
+    @property
+    def everybody(self) -> tuple[range, Tensor]:
+        """The numbers of all rows, here and on the device."""
+        count = len(self.rows.segment)
+        return range(count), torch.arange(count, device=self.rows.tokens.device)
+
+    def fork(self, rows: Sequence[int]) -> State:
+        """Copies of these rows, each as often as it is named; their slots are shared as far as they can be."""
+        index = torch.tensor(list(rows), device=self.rows.tokens.device)
+        slots = self.slots.select(rows)
+        cache = slots.cache(self.cache.capacity)
+        cache.select(rows, index, self.cache)
+        return State(slots, cache, self.rows.select(rows, index))
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Memory that a snapshot takes, bytes, slots that it shares not counted."""
+        return self.rows.bytes + self.cache.bytes_of(len(self.rows.segment), max(self.cache.lengths))
+
+    def snapshot(self) -> Snapshot:
+        """This moment."""
+        suffixes = Suffixes(self.cache.prefixes, len(self.rows.segment), max(self.cache.lengths))
+        suffixes.select(*self.everybody, self.cache)
+        return Snapshot(weakref.ref(self), self.slots.keep(), suffixes, self.rows.select(*self.everybody))
+
+    def bytes_to_restore(self, moment: Snapshot) -> int:
+        """Memory that it takes to go back, bytes."""
+        return self.rows.bytes + self.slots.bytes_to_restore(moment.kept)
+
+    def restore(self, moment: Snapshot) -> None:
+        """Go back; where memory runs out, nothing has changed."""
+        rows = moment.rows.select(*self.everybody)
+        self.slots.restore(moment.kept)
+        self.cache.select(*self.everybody, moment.suffixes)
+        self.follow_slots()
+        self.rows = rows
+
+    def moment(self) -> Callable[[], None]:
+        """How to undo the next step, by which nothing but this is replaced or overwritten."""
+        rows = self.rows
+        pending, known, segment, total = rows.pending, rows.known, list(rows.segment), list(rows.total)
+        lengths = list(self.cache.lengths)
+
+        def undo() -> None:
+            rows.pending, rows.known, rows.segment, rows.total = pending, known, segment, total
+            self.cache.rewind(lengths)
+
+        return undo
+
+    def begin(self, rows: Sequence[int], index: Tensor, contexts: Contexts, which: Sequence[int], others: Rows) -> None:
+        """Let some rows begin from new contexts, `which` for each, as others say; what fails has changed nothing."""
+        last_tokens = contexts.last_tokens
+        others.pending = last_tokens if list(which) == list(range(len(last_tokens))) else last_tokens[list(which)]
+        self.slots.replace(rows, contexts, which)
+        self.rows.restart(rows, index, others)
+        self.cache.restart(rows, index)
+        self.follow_slots()
+
+    def follow_slots(self) -> None:
+        """Let the cache continue the rows' slots, if they have moved."""
+        if self.cache.prefixes is not self.slots.contexts.prefixes:
+            self.cache.continue_prefixes(self.slots.contexts.prefixes, self.slots.of_row)
 
 
 @dataclasses.dataclass(frozen=True)
 class Snapshot:
     """A session's state at one moment; see `Session.snapshot`."""
 
-    state: State
-    transformer: VideoTransformer
-    tokenizer: CompressiveTokenizer
-    horizon: int
+    of: weakref.ReferenceType[State]
+    kept: list[KeptSlot]
+    """The slot of each row."""
+    suffixes: Suffixes
+    rows: Rows
 
     @property
     def bytes(self) -> int:
-        """Memory held, bytes, what is shared with the session included."""
-        return self.state.bytes
-
-
-def read_contexts(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, lazy: bool
-) -> tuple[Contexts, Prefixes]:
-    """Tokenize, read and decode the features of contexts (S,t,3,side,side), each once.
-
-    Args:
-        tokenizer, transformer: the model.
-        frames: in the tokenizer's precision, in [0,1].
-        lazy: leave each context's last token out of what the transformer reads.
-    """
-    at_once = _CONTEXTS_READ_AT_ONCE_ON_CPU if frames.device.type == "cpu" else _CONTEXTS_READ_AT_ONCE
-    at_once = frames_at_once(at_once, frames.shape[-1])
-    parts = [_read(tokenizer, transformer, part, lazy) for part in frames.split(at_once)]
-    if len(parts) == 1:
-        return parts[0]
-    contexts, prefixes = zip(*parts, strict=True)
-    keys, values = (torch.cat(tensors, dim=1) for tensors in zip(*prefixes, strict=True))
-    return contexts[0].with_others(*contexts[1:]), Prefixes(keys, values)
-
-
-def frames_at_once(small: int, side: int) -> int:
-    """How many frames of this side to work on together, if of 64 pixels it is `small`."""
-    return max(1, small * 64**2 // side**2)
-
-
-def _read(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, lazy: bool
-) -> tuple[Contexts, Prefixes]:
-    layout = transformer.layout
-    codes = tokenizer.encode_context(frames).codes
-    features = tokenizer.decode_context(codes, pixels=False).keys_values
-    tokens = layout.assemble(codes, codes.new_empty(len(codes), 0, layout.dynamics_tokens))
-    length = layout.prefix_length - lazy
-    cache = transformer.new_cache(len(codes), length)
-    transformer.hidden_states(transformer.embed(tokens, None)[:, :length], cache)
-    return Contexts(frames, features, tokens[:, -1]), Prefixes.of(cache)
-
-
-def bytes_needed(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, contexts: int, rows: int, horizon: int
-) -> int:
-    """Memory that a session holds once it is full, bytes.
-
-    Args:
-        tokenizer, transformer: the model.
-        contexts: different contexts S, counted before any row went on from one of its own.
-        rows: R.
-        horizon: frames imagined from one context.
-    """
-    layout, config, weight = transformer.layout, transformer.config, transformer.embedding.weight
-    position = 2 * config.layers * config.hidden * weight.element_size()
-    cached = contexts * layout.prefix_length + rows * suffix_length(transformer, horizon)
-    pixel = tokenizer.context_in.weight.element_size()
-    # The decoder's keys and values of a context are as large as its context positions.
-    named = tokenizer.prediction_decoder.named_parameters()
-    features = sum(2 * weight.numel() * pixel for name, weight in named if name.endswith("context_position"))
-    side = tokenizer.config.resolution
-    given = layout.context_frames * 3 * side * side * pixel
-    return cached * position + contexts * (features + given) + rows * horizon * layout.dynamics_tokens * 8
-
-
-def suffix_length(transformer: VideoTransformer, horizon: int) -> int:
-    """Positions that `horizon` frames take behind a context, with one for a context token that is read late."""
-    return 1 + transformer.layout.frame_length * horizon
+        """Memory held, bytes, slots that are shared with the session included."""
+        slots = {(slot.memory, slot.number): slot.memory.bytes_each for slot in self.kept}
+        return sum(slots.values()) + self.suffixes.bytes + self.rows.bytes

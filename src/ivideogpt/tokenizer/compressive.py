@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import TokenizerConfig
+from ivideogpt.config import StateConfig, TokenizerConfig
 from ivideogpt.devices import Precision
 from ivideogpt.errors import ConfigError, ShapeError
 from ivideogpt.presets import tokenizer_preset
@@ -136,17 +136,30 @@ class CompressiveTokenizer(nn.Module):
             ConfigError: this tokenizer has learned no states.
             ShapeError: as `tokenize`.
         """
-        if self.states is None or self.config.state is None:
-            raise ConfigError("this tokenizer has learned no states. Train one with states, or give them yourself.")
+        self.require_states()
         frames = self.require_frames(frames)
         latent, _ = self.context_encoder(frames.flatten(0, 1))
-        return decode_states(self.states.frame(latent), self.config.state).unflatten(0, frames.shape[:2])
+        return self._states_of(latent).unflatten(0, frames.shape[:2])
 
-    def encode_context(self, frames: Tensor) -> EncodedContext:
-        """Context frames (B,t,3,R,R) in [0,1] -> their codes, and what the prediction encoder attends to."""
+    def require_states(self) -> tuple[StateParts, StateConfig]:
+        """The part that reads states, and what they are.
+
+        Raises:
+            ConfigError: this tokenizer has learned none.
+        """
+        if self.states is None or self.config.state is None:
+            raise ConfigError("this tokenizer has learned no states. Train one with states, or give them yourself.")
+        return self.states, self.config.state
+
+    def encode_context(self, frames: Tensor, *, states: bool = False) -> EncodedContext:
+        """Context frames (B,t,3,R,R) in [0,1] -> their codes, and what the prediction encoder attends to.
+
+        With `states` also the states that the frames show, as `read_states`.
+        """
         latent, maps = self.context_encoder(frames.flatten(0, 1))
         vectors = self._context_vectors(latent, frames.shape[1])
-        return EncodedContext(self.context_quantizer(vectors).codes, self._encoder_keys_values(maps))
+        read = self._states_of(latent).unflatten(0, frames.shape[:2]) if states else None
+        return EncodedContext(self.context_quantizer(vectors).codes, self._encoder_keys_values(maps), read)
 
     def encode_future(self, frames: Tensor, context: EncodedContext, shown: ShownStates | None = None) -> Tensor:
         """Future frames (B,F,3,R,R) in [0,1], any F from 0, and the states they show -> codes (B,F,M)."""
@@ -253,6 +266,21 @@ class CompressiveTokenizer(nn.Module):
         """Check frames and bring them to float in [0,1], in the weights' precision.
 
         Raises:
+            ShapeError: as `check_frames`.
+        """
+        self.check_frames(frames)
+        return self.pixels(frames)
+
+    def pixels(self, frames: Tensor) -> Tensor:
+        """Frames that have been checked, as float in [0,1] in the weights' precision, on their device."""
+        weight = self.context_in.weight
+        frames = frames.to(weight.device)
+        return frames.to(weight.dtype) / 255 if frames.dtype == torch.uint8 else frames.to(weight.dtype)
+
+    def check_frames(self, frames: Tensor) -> None:
+        """Check frames (B,T,3,R,R) where they are.
+
+        Raises:
             ShapeError: names the shape, type or range given, and the rule.
         """
         size, t = self.config.resolution, self.config.context_frames
@@ -264,7 +292,7 @@ class CompressiveTokenizer(nn.Module):
         if frames.shape[1] < t:
             raise ShapeError(f"{frames.shape[1]} frames are fewer than the {t} context frames of this model.")
         if frames.dtype == torch.uint8:
-            return frames.to(self.context_in.weight.dtype) / 255
+            return
         if not frames.is_floating_point():
             raise ShapeError(f"frames have type {frames.dtype}; give float in [0, 1] or uint8 in 0..255.")
         low, high = (float(x) for x in frames.aminmax()) if frames.numel() else (0.0, 0.0)
@@ -273,13 +301,17 @@ class CompressiveTokenizer(nn.Module):
                 f"float frames must lie in [0, 1] and be finite; these lie in [{low:g}, {high:g}]. "
                 "Divide 0..255 frames by 255, or give uint8."
             )
-        return frames.to(self.context_in.weight.dtype)
 
     # Parts of both directions
 
     def _context_vectors(self, latent: Tensor, context_frames: int) -> Tensor:
         """Latent maps (B*t,C,h,h) -> what is quantized (B,t,N,D)."""
         return self.context_in(latent).flatten(2).transpose(1, 2).unflatten(0, (-1, context_frames))
+
+    def _states_of(self, latent: Tensor) -> Tensor:
+        """States (n,S) that frames show, from their latent maps (n,C,h,h)."""
+        states, config = self.require_states()
+        return decode_states(states.frame(latent), config)
 
     def _states(self, frames: Tensor, latent: Tensor, dynamics_vectors: Tensor) -> dict[str, Tensor]:
         """States for `Reconstruction`, from frames (B,T,3,R,R), the context's latent maps (B,t,C,h,h) and what becomes

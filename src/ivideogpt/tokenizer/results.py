@@ -21,6 +21,8 @@ class EncodedContext:
     """(B, t, N) int64."""
     keys_values: list[KeysValues]
     """One entry a cross-attention of the prediction encoder."""
+    states: Tensor | None = None
+    """(B, t, S) states that the frames show, where they were asked for."""
 
 
 @dataclass(frozen=True)

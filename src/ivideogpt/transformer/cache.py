@@ -14,28 +14,24 @@ from ivideogpt.errors import ShapeError
 from ivideogpt.transformer.kernels import attend
 
 
-class Memory(Protocol):
-    """What a layer asks of a cache."""
-
-    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Write the keys and values (B,h,n,D) of new positions, and attend from their queries to all up to them."""
-        ...
-
-
-class Cache(Memory, Protocol):
+class Cache(Protocol):
     """What the transformer asks of a cache: where new tokens stand, and attention to all that came before."""
 
     @property
     def furthest(self) -> int:
-        """Positions filled in the row that got furthest."""
+        """Positions filled in the row that got furthest, as far as that is known without asking a device."""
         ...
 
     def positions(self, count: int) -> slice | Tensor:
-        """Positions of the next `count` tokens: a slice where all rows march in step, else (B, n)."""
+        """Positions of the next `count` tokens: a slice where all rows are in lockstep, else (B, n)."""
         ...
 
     def require_room(self, tokens: int) -> None:
         """Raise `ShapeError` unless `tokens` more positions fit into every row."""
+        ...
+
+    def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Write the keys and values (B,h,n,D) of new positions, and attend from their queries to all up to them."""
         ...
 
     def advance(self, tokens: int) -> None:
@@ -44,7 +40,7 @@ class Cache(Memory, Protocol):
 
 
 class KeyValueCache:
-    """Keys and values of every layer for a fixed number of rows and positions; all rows march in step.
+    """Keys and values of every layer for a fixed number of rows and positions; all rows in lockstep.
 
     Args:
         layers, rows, heads, capacity, head_dim: sizes; each of keys and values is
@@ -72,7 +68,7 @@ class KeyValueCache:
     @property
     def bytes(self) -> int:
         """Memory held, bytes."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return self.keys.nbytes + self.values.nbytes
 
     @property
     def furthest(self) -> int:
@@ -88,7 +84,7 @@ class KeyValueCache:
         require_capacity(self.length, tokens, self.capacity)
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Memory`."""
+        """See `Cache`."""
         keys, values = self.append(layer, keys, values)
         return attend(queries, keys, values, self.length, dropout=0.0)
 

@@ -6,12 +6,12 @@ Shapes: B rows, h heads, n new positions, D channels a head.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, start: int, dropout: float) -> Tensor:
@@ -47,7 +47,7 @@ def fast_products(x: Tensor) -> Iterator[None]:
         _onednn_off.leave()
 
 
-def multiply(linear: nn.Module, x: Tensor) -> Tensor:
+def multiply(linear: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A linear layer's product, by the kernel that reads its weights fastest. Attention is better off without that."""
     if torch.compiler.is_compiling():
         return linear(x)

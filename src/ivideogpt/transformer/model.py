@@ -7,8 +7,7 @@ F = T - t future frames, A action size.
 from __future__ import annotations
 
 import copy
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -17,17 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import TransformerConfig
+from ivideogpt.config import SamplingConfig, TransformerConfig
 from ivideogpt.devices import Precision
 from ivideogpt.errors import ShapeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import TokenLayout
-from ivideogpt.transformer.branches import BranchedCache, Prefixes
-from ivideogpt.transformer.cache import Cache, KeyValueCache, Memory
-from ivideogpt.transformer.kernels import attend, fast_products, multiply
+from ivideogpt.transformer.cache import Cache, KeyValueCache
+from ivideogpt.transformer.kernels import attend, multiply
 from ivideogpt.transformer.packed import PackedLinear, can_pack
+from ivideogpt.transformer.sampling import log_probability
 from ivideogpt.transformer.states import StatePath
-from ivideogpt.transformer.static import OneToken, StaticCache
+from ivideogpt.transformer.symlog import symexp
 
 _INITIAL_STD = 0.02
 
@@ -52,7 +51,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden, 3 * config.hidden, bias=False)
         self.output = nn.Linear(config.hidden, config.hidden, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """(B,n,H) -> (B,n,H). With a cache the n tokens come after, and attend to, what it holds."""
         heads = multiply(self.qkv, x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, h, n, D)
         (queries, keys), values = rotate(heads[:2], rotary), heads[2]
@@ -87,7 +86,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Memory | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
         """(B,n,H) -> (B,n,H)."""
         x = x + self.attention(self.attention_norm(x), rotary, cache)
         return x + self.feed_forward(self.feed_forward_norm(x))
@@ -112,7 +111,8 @@ class VideoTransformer(nn.Module):
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
         self.states = None if config.state is None else StatePath(config)
         self._legal_head: nn.Module | None = None  # see `for_inference`
-        self._compiled: Callable[..., Tensor] | None = None
+        self.compiled = False
+        """Whether sessions compile its frames."""
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
 
@@ -154,21 +154,50 @@ class VideoTransformer(nn.Module):
         Raises:
             ShapeError: a length that is no whole segment, or actions or states that do not fit the model or the tokens.
         """
-        frames = self.layout.frames(tokens.shape[1])
-        if states is None:
-            hidden = self.hidden_states(self.embed(tokens, actions))
-            return TransformerOutput(self.head(hidden), self.rewards(hidden[:, self.layout.reward_positions(frames)]))
+        hidden, features = self._read_segments(tokens, actions, states)
+        rewards = self.rewards(hidden[:, self.layout.reward_positions(self.layout.frames(tokens.shape[1]))])
+        if features is None:
+            return TransformerOutput(self.head(hidden), rewards)
         path = self.require_states()
-        expected = (len(tokens), frames, path.config.size)
+        return TransformerOutput(self.head(hidden), rewards, path.decoded(path.next_of_segment(features, actions)))
+
+    def logprob(
+        self, tokens: Tensor, sampling: SamplingConfig, actions: Tensor | None = None, states: Tensor | None = None
+    ) -> Tensor:
+        """What `Step.logprob` said when a session sampled these tokens, once more and with gradients.
+
+        Args:
+            tokens: (B, L) int64 whole segments: context and imagined frames.
+            sampling: how the tokens were sampled.
+            actions: (B, T, A) as in `forward`.
+            states: (B, T, S) of the context and, from then on, `Step.state`, where the model has learned states.
+
+        Returns:
+            (B, F) log-probability of each future frame's tokens, in nats; minus infinity for tokens that are never
+            sampled so.
+
+        Raises:
+            ShapeError: as `forward`.
+        """
+        hidden, _ = self._read_segments(tokens, actions, states)
+        positions = self.layout.dynamics_positions(self.layout.frames(tokens.shape[1])).to(tokens.device)
+        index = tokens[:, positions] - self.layout.dynamics_ids.start
+        return log_probability(self.dynamics_logits(hidden[:, positions - 1]), index, sampling).sum(dim=-1)
+
+    def _read_segments(
+        self, tokens: Tensor, actions: Tensor | None, states: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states (B,L,H) of whole segments, and the features (B,T,D) of their states where there are any."""
+        if states is None:
+            return self.hidden_states(self.embed(tokens, actions)), None
+        path = self.require_states()
+        expected = (len(tokens), self.layout.frames(tokens.shape[1]), path.config.size)
         if tuple(states.shape) != expected:
             raise ShapeError(
                 f"states have shape {tuple(states.shape)}; this model takes (B, T, S) = {expected}, one a frame."
             )
         features = path.features(states.to(self.embedding.weight.device))
-        hidden = self.hidden_states(self.embed(tokens, actions, features))
-        rewards = self.rewards(hidden[:, self.layout.reward_positions(frames)])
-        foretold = path.decoded(path.next_of_segment(features, actions))
-        return TransformerOutput(self.head(hidden), rewards, foretold)
+        return self.hidden_states(self.embed(tokens, actions, features)), features
 
     def embed(self, tokens: Tensor, actions: Tensor | None, features: Tensor | None = None) -> Tensor:
         """Whole segments (B,L) -> embeddings (B,L,H).
@@ -205,13 +234,20 @@ class VideoTransformer(nn.Module):
         """Hidden states (..., H) of last tokens -> rewards (...) on the head's scale; None without a head."""
         return None if self.reward_head is None else self.reward_head(hidden)[..., 0]
 
+    def reward_of(self, hidden: Tensor) -> Tensor | None:
+        """Hidden states (..., H) of last tokens -> rewards (...) in reward units; None without a head."""
+        rewards = self.rewards(hidden)
+        if rewards is None:
+            return None
+        return symexp(rewards.float()) if self.config.reward_symlog else rewards.float()
+
     def dynamics_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) -> logits (..., Kd) of the ids that are legal inside a future frame, and no others."""
+        return multiply(self._legal_head or self._legal_logits, hidden)
+
+    def _legal_logits(self, hidden: Tensor) -> Tensor:
         ids = self.layout.dynamics_ids
-        with fast_products(hidden):
-            if self._legal_head is not None:
-                return self._legal_head(hidden)
-            return F.linear(hidden, self.head.weight[ids.start : ids.stop])
+        return F.linear(hidden, self.head.weight[ids.start : ids.stop])
 
     def hidden_states(self, x: Tensor, cache: Cache | None = None) -> Tensor:
         """Embeddings (B,n,H) -> hidden states (B,n,H) after the final norm; with a cache, continue what it holds.
@@ -228,33 +264,12 @@ class VideoTransformer(nn.Module):
             )
         if cache is not None:
             cache.require_room(count)
-        if self._compiled is not None and isinstance(cache, StaticCache) and count == 1:
-            x = self._compiled_step(x, cache)
-        else:
-            rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
-            x = self._through_layers(x, rotary, cache)
+        rotary = self._rotary(slice(0, count) if cache is None else cache.positions(count), x.dtype)
+        for layer in self.layers:
+            x = layer(x, rotary, cache)
         if cache is not None:
             cache.advance(count)
-        return x
-
-    def _through_layers(self, x: Tensor, rotary: tuple[Tensor, Tensor], memory: Memory | None) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, rotary, memory)
         return self.norm(x)
-
-    def _compiled_step(self, x: Tensor, cache: StaticCache) -> Tensor:
-        """One token (R,1,H) by the compiled layers; where they cannot be compiled or run, by the plain ones."""
-        assert self._compiled is not None, "asked for"
-        rotary = self._rotary(cache.settle(), x.dtype)
-        try:
-            # A CUDA graph writes its result to the same place each time.
-            return self._compiled(x, rotary, OneToken(cache)).clone()
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            _say_not_compiled(error)
-            self._compiled = None
-            return self._through_layers(x, rotary, OneToken(cache))
 
     def embed_actions(self, actions: Tensor) -> Tensor:
         """Actions (..., A) -> what is added to the slot embeddings, (..., H)."""
@@ -276,8 +291,8 @@ class VideoTransformer(nn.Module):
         self.require_values(actions)
         return actions.to(self.embedding.weight.device)
 
-    def require_values(self, actions: Tensor) -> None:
-        """Check that actions (B, ..., A) are finite and within the range that the model takes.
+    def require_values(self, actions: Tensor, rows: Sequence[int] | None = None) -> None:
+        """Check that actions (B, ..., A), of rows with these numbers, are finite and within the model's range.
 
         Raises:
             ShapeError: names the first row that is not.
@@ -285,8 +300,8 @@ class VideoTransformer(nn.Module):
         limit = self.config.action_limit or torch.inf
         wrong = ~(torch.isfinite(actions) & (actions.abs() <= limit))  # True also for NaN
         if wrong.any():
-            row = int(wrong.flatten(1).any(1).nonzero()[0])
-            value = actions[row][wrong[row]][0].item()
+            first = int(wrong.flatten(1).any(1).nonzero()[0])
+            value, row = actions[first][wrong[first]][0].item(), first if rows is None else rows[first]
             rule = "must be finite" if limit == torch.inf else f"must be finite and lie in [-{limit:g}, {limit:g}]"
             raise ShapeError(f"the action of row {row} holds {value:g}; each component {rule}. Mend it and try again.")
 
@@ -295,20 +310,15 @@ class VideoTransformer(nn.Module):
 
         Args:
             precision: of all but the states, which stay in float32.
-            compiled: whether steps of one token run through `torch.compile`, on a GPU as CUDA graphs.
+            compiled: whether sessions compile whole frames, on a GPU as CUDA graphs.
         """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
-        if precision == "bf16" and other.embedding.weight.device.type == "cpu" and can_pack():
+        if precision == "bf16" and not compiled and other.embedding.weight.device.type == "cpu" and can_pack():
             other._pack_linear()
         if self.states is not None:  # as it is: rounded positions would drift
             other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
-        if compiled:
-            mode = "reduce-overhead" if self.embedding.weight.is_cuda else "default"
-            try:
-                other._compiled = torch.compile(other._through_layers, dynamic=False, mode=mode)
-            except Exception as error:
-                _say_not_compiled(error)
+        other.compiled = compiled
         return other
 
     def _pack_linear(self) -> None:
@@ -319,11 +329,6 @@ class VideoTransformer(nn.Module):
                 setattr(part, name, PackedLinear(linear.weight))
         legal = self.layout.dynamics_ids
         self._legal_head = PackedLinear(self.head.weight[legal.start : legal.stop])
-
-    def branched_cache(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> BranchedCache:
-        """A cache of rows behind prefixes, static where steps are compiled."""
-        kind = BranchedCache if self._compiled is None else StaticCache
-        return kind(prefixes, prefix_of_row, capacity)
 
     def new_cache(self, rows: int, capacity: int) -> KeyValueCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens, in the weights' precision."""
@@ -359,11 +364,6 @@ class VideoTransformer(nn.Module):
             nn.init.zeros_(self.action_in.weight)
         if self.states is not None:
             nn.init.zeros_(self.states.embedding.state_out.weight)
-
-
-def _say_not_compiled(error: Exception) -> None:
-    reason = str(error).strip().partition("\n")[0]
-    warnings.warn(f"the step could not be compiled, so it runs as it is: {reason}", stacklevel=3)
 
 
 def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,58 +1,56 @@
 """A cache whose every step is the same operations on the same memory, as compilers and CUDA graphs need it.
 
-Shapes: R rows, h heads, U positions of a suffix, D channels a head.
+Shapes: L layers, R rows, h heads, P positions of a prefix, U of a suffix, D channels a head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from ivideogpt.transformer.branches import BranchedCache, Prefixes
 
+class StaticCache:
+    """Rows behind a prefix each, for one frame; see `BranchedCache`.
 
-class StaticCache(BranchedCache):
-    """A `BranchedCache` that attends to its whole capacity, what is not filled being masked.
+    It attends to its whole capacity, what is not filled being masked, and where the rows stand is a tensor.
 
-    Where the rows stand is a tensor, so that a compiled step need not be made anew when they move. Several new
-    positions at once take the ordinary way.
+    Args:
+        prefixes: keys and values (L,R,h,P,D).
+        suffixes: keys and values (L,R,h,U,D), written in place.
+        starts: (R,) int64 positions filled in each row's suffix.
+        last: the last position that the model knows.
     """
 
-    def __init__(self, prefixes: Prefixes, prefix_of_row: Sequence[int], capacity: int) -> None:
-        super().__init__(prefixes, prefix_of_row, capacity)
-        device = self.keys.device
-        if device.type == "cuda":
-            for memory in (*prefixes, self.keys, self.values):
-                torch._dynamo.mark_static_address(memory, guard=False)  # a CUDA graph may write there
-        self.places = torch.zeros(len(prefix_of_row), 1, dtype=torch.int64, device=device)
-        """(R, 1) where each row's next token will stand in its suffix; see `settle`."""
-        self._rows = torch.arange(len(prefix_of_row), device=device)[:, None]
-        self._every = torch.arange(capacity, device=device)
+    def __init__(
+        self, prefixes: tuple[Tensor, Tensor], suffixes: tuple[Tensor, Tensor], starts: Tensor, last: int
+    ) -> None:
+        self._prefixes, self._suffixes, self._next, self._last = prefixes, suffixes, starts[:, None], last
+        self.furthest = 0
+        """Nobody knows without asking the device; whoever made this has seen to the room."""
 
-    def settle(self) -> Tensor:
-        """Bring `places` up to date before a step of one token; positions (R, 1) in the whole sequence."""
-        if self.in_step:
-            self.places.fill_(self.lengths[0])
-        else:
-            self.places.copy_(torch.tensor(self.lengths)[:, None])
-        return self.prefix_length + self.places
+    def positions(self, count: int) -> Tensor:
+        """Positions (R, 1) of the next token."""
+        assert count == 1, "a static pass is of one token"
+        return (self._prefixes[0].shape[3] + self._next).clamp(max=self._last)  # rows that stay may be at the end
 
-    def attend_one(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`attend` for one new position (R,h,1,D), without a look at `lengths`."""
-        self.keys[layer][self._rows, :, self.places] = keys.transpose(1, 2)
-        self.values[layer][self._rows, :, self.places] = values.transpose(1, 2)
-        later = (self._every > self.places)[:, None, None]  # (R, 1, 1, U)
-        return self._attend_to(layer, queries, self.keys[layer], self.values[layer], later)
-
-
-class OneToken:
-    """A static cache in a step of one token: what a layer sees of it."""
-
-    def __init__(self, cache: StaticCache) -> None:
-        self._cache = cache
+    def require_room(self, tokens: int) -> None:
+        """Whoever made this has seen to it."""
 
     def attend(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """See `Memory`."""
-        return self._cache.attend_one(layer, queries, keys, values)
+        """See `Cache`; (R,h,1,D) each."""
+        rows = torch.arange(len(keys), device=keys.device)[:, None]
+        own_keys, own_values = (suffix[layer] for suffix in self._suffixes)
+        own_keys[rows, :, self._next] = keys.transpose(1, 2)
+        own_values[rows, :, self._next] = values.transpose(1, 2)
+        later = torch.arange(own_keys.shape[2], device=keys.device) > self._next  # (R, U)
+        prefix_keys, prefix_values = (prefix[layer] for prefix in self._prefixes)
+        queries = queries * queries.shape[-1] ** -0.5
+        own = (queries @ own_keys.transpose(-1, -2)).masked_fill(later[:, None, None], -torch.inf)
+        scores = torch.cat([queries @ prefix_keys.transpose(-1, -2), own], dim=-1)
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
+        to_prefix, to_own = weights.split([prefix_keys.shape[2], own_keys.shape[2]], dim=-1)
+        return to_prefix @ prefix_values + to_own @ own_values
+
+    def advance(self, tokens: int) -> None:
+        """Go on to the next token."""
+        self._next = self._next + tokens

@@ -11,7 +11,7 @@ from torch import Tensor
 from ivideogpt import VideoTransformer, WorldModel
 from ivideogpt.config import SamplingConfig
 from ivideogpt.sequence import TokenLayout
-from ivideogpt.session.drawing import Guessing, draw_by_drafts, draw_in_turn
+from ivideogpt.session.decoding import Drafting, decode_frame, decode_frame_from_draft
 from ivideogpt.transformer import BranchedCache, Prefixes
 
 MakeTransformer = Callable[..., VideoTransformer]
@@ -39,14 +39,14 @@ def begun(transformer: VideoTransformer, rows: int) -> tuple[BranchedCache, Tens
 @torch.no_grad()
 def test_drafts_change_nothing(transformer: VideoTransformer, rows: int, wrong: tuple[int, ...]) -> None:
     cache, lead, uniform = begun(transformer, rows)
-    expected, entropies = draw_in_turn(transformer, cache, lead, uniform, SAMPLING)
-    draft = expected.clone()
+    expected = decode_frame(transformer, cache, lead, uniform, SAMPLING, read_last=False)
+    draft = expected.tokens.clone()
     for place in wrong:
         draft[rows - 1, place] = FIRST + (draft[rows - 1, place] - FIRST + 1) % 32
     other, lead, uniform = begun(transformer, rows)
-    made, their_entropies, passes = draw_by_drafts(transformer, other, lead, draft, uniform, SAMPLING)
-    assert torch.equal(made, expected)
-    torch.testing.assert_close(their_entropies, entropies)
+    made, passes = decode_frame_from_draft(transformer, other, lead, uniform, SAMPLING, draft, read_last=False)
+    assert torch.equal(made.tokens, expected.tokens)
+    torch.testing.assert_close(made[1:3], expected[1:3])
     assert other.lengths == cache.lengths
     end = cache.lengths[0]
     torch.testing.assert_close(other.keys[:, :, :, :end], cache.keys[:, :, :, :end])
@@ -60,25 +60,25 @@ def test_a_hopeless_frame_is_drawn_in_turn(make_transformer: MakeTransformer, mo
     transformer.hidden_states(torch.randn(1, 10, 16), prefix)
     caches = [BranchedCache(Prefixes.of(prefix), [0], 20) for _ in range(2)]
     lead, uniform = torch.randn(1, 1, 16), torch.rand(1, 16)
-    expected, _ = draw_in_turn(transformer, caches[0], lead, uniform, SAMPLING)
+    expected = decode_frame(transformer, caches[0], lead, uniform, SAMPLING, read_last=False).tokens
     reads: list[int] = []
     plain = transformer.hidden_states
     monkeypatch.setattr(transformer, "hidden_states", lambda x, cache: (reads.append(x.shape[1]), plain(x, cache))[1])
     wrong = FIRST + (expected - FIRST + 1) % 32
-    made, _, passes = draw_by_drafts(transformer, caches[1], lead, wrong, uniform, SAMPLING)
-    assert torch.equal(made, expected)
+    made, passes = decode_frame_from_draft(transformer, caches[1], lead, uniform, SAMPLING, wrong, read_last=False)
+    assert torch.equal(made.tokens, expected)
     assert passes == 16 and reads == [16, 15, 14] + [1] * 13
 
 
-def test_guessing_stops_where_it_does_not_pay() -> None:
-    guessing = Guessing()
-    assert guessing.worthwhile(1, 1) and not guessing.worthwhile(1, 0) and not guessing.worthwhile(2, 1)
-    guessing.learn(passes=4, tokens=16)
-    assert guessing.worthwhile(1, 1)
-    guessing.learn(passes=12, tokens=16)
-    waited = [guessing.worthwhile(1, 1) for _ in range(20)]
+def test_drafting_stops_where_it_does_not_pay() -> None:
+    drafting = Drafting()
+    assert drafting.worthwhile(1, 1) and not drafting.worthwhile(1, 0) and not drafting.worthwhile(2, 1)
+    drafting.learn(passes=4, tokens=16)
+    assert drafting.worthwhile(1, 1)
+    drafting.learn(passes=12, tokens=16)
+    waited = [drafting.worthwhile(1, 1) for _ in range(20)]
     assert not any(waited[:15]) and waited[15], "tried again after a while"
-    assert not Guessing(allowed=False).worthwhile(1, 1)
+    assert not Drafting(allowed=False).worthwhile(1, 1)
 
 
 def test_a_session_guesses_from_the_frame_before(
@@ -88,7 +88,7 @@ def test_a_session_guesses_from_the_frame_before(
     model = make_world_model()
     with torch.no_grad():
         model.transformer.head.weight.zero_()  # every id is as likely, so only the number decides
-    monkeypatch.setattr("ivideogpt.session.session.RowStreams.uniform", lambda self, count: torch.full((1, count), 0.5))
+    monkeypatch.setattr("ivideogpt.session.state.uniform_numbers", lambda *_: torch.full((1, 5, M), 0.5))
     reads: list[int] = []
     plain = model.transformer.hidden_states
     monkeypatch.setattr(
