@@ -15,7 +15,6 @@ from ivideogpt.errors import ConfigError
 from ivideogpt.inference import Imagines
 from ivideogpt.tokenizer.upsample import UpsamplingConv
 from ivideogpt.transformer.packed import PackedLinear, can_pack
-from ivideogpt.transformer.static import StaticCache
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
@@ -106,37 +105,6 @@ def test_upsampling_in_parts(memory_format: torch.memory_format) -> None:
     plain.split()
     torch.testing.assert_close(plain(x), expected, atol=1e-5, rtol=1e-5)
     assert set(plain.state_dict()) == names == {"weight", "bias"}
-
-
-@pytest.mark.parametrize("works", [True, False])
-def test_static_steps_imagine_the_same(
-    model: WorldModel, make_frames: MakeFrames, monkeypatch: pytest.MonkeyPatch, works: bool
-) -> None:
-    """Compiling itself takes minutes and a compiler; what is compiled is run as it is, or fails to compile."""
-
-    def compile_nothing(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
-        return function if works else failing
-
-    def failing(*_: object) -> Tensor:
-        raise RuntimeError("no compiler here\nand a long story")
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    fast = model.for_inference("float32", compiled=True)
-    sessions = [each.start(make_frames(3, 2), branches=2, seed=1, horizon=3) for each in (model, fast)]
-    assert isinstance(sessions[1]._open().cache, StaticCache)
-    for number in range(6):
-        action = torch.rand(6, 3)
-        if number == 0 and not works:
-            with pytest.warns(UserWarning, match="could not be compiled, so it runs as it is: no compiler here"):
-                steps = [session.step(action) for session in sessions]
-        else:
-            steps = [session.step(action) for session in sessions]
-        assert torch.equal(steps[0].tokens, steps[1].tokens)
-        torch.testing.assert_close(steps[1].frame, steps[0].frame, atol=1e-4, rtol=0)
-        torch.testing.assert_close(steps[1].reward, steps[0].reward, atol=1e-4, rtol=0)
-        if number == 1:
-            for session in sessions:
-                session.reset(make_frames(2, 2, seed=4), [1, 4])  # now they are out of step
 
 
 def test_sampling_goes_along(make_world_model: MakeWorldModel) -> None:

@@ -19,7 +19,8 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from ivideogpt import WorldModel
 from ivideogpt.envs import IMAGINED_ID
-from ivideogpt.envs.imagined import ImaginedEnv, ImaginedVectorEnv, ResetNeeded
+from ivideogpt.envs.imagined import ImaginedVectorEnv, ResetNeeded
+from ivideogpt.envs.imagined_single import ImaginedEnv
 from ivideogpt.errors import SessionError, ShapeError
 
 MakeWorldModel = Callable[..., WorldModel]

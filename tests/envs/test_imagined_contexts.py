@@ -14,7 +14,6 @@ import torch
 from ivideogpt import WorldModel
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
-from ivideogpt.envs.imagined import ImaginedEnv
 from ivideogpt.envs.imagined_contexts import (
     ContextSource,
     EpisodeFolder,
@@ -23,6 +22,7 @@ from ivideogpt.envs.imagined_contexts import (
     draw_contexts,
     open_contexts,
 )
+from ivideogpt.envs.imagined_single import ImaginedEnv
 from ivideogpt.envs.record import TRAINING_SEEDS, pusht_episode
 from ivideogpt.errors import ConfigError, EpisodeError, ShapeError
 from ivideogpt.sequence import TokenLayout

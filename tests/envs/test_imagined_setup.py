@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ivideogpt import WorldModel
-from ivideogpt.envs.imagined import ImaginedEnv, ImaginedVectorEnv
+from ivideogpt.envs.imagined import ImaginedVectorEnv
+from ivideogpt.envs.imagined_single import ImaginedEnv
 from ivideogpt.errors import ConfigError, DeviceError, ShapeError
 
 MakeWorldModel = Callable[..., WorldModel]

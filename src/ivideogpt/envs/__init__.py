@@ -13,6 +13,6 @@ IMAGINED_ID = "ivideogpt/Imagined-v0"
 if IMAGINED_ID not in gymnasium.registry:
     gymnasium.register(
         id=IMAGINED_ID,
-        entry_point="ivideogpt.envs.imagined:ImaginedEnv",
+        entry_point="ivideogpt.envs.imagined_single:ImaginedEnv",
         vector_entry_point="ivideogpt.envs.imagined:ImaginedVectorEnv",
     )

@@ -35,10 +35,10 @@ from ivideogpt.envs.imagined_setup import (
 )
 from ivideogpt.errors import ConfigError, SessionError, unknown_name
 from ivideogpt.inference import Imagines
-from ivideogpt.session import Session
+from ivideogpt.session import Session, Step
 
 RENDER_MODES = ("rgb_array",)
-_FRAME_RATE = 10  # of rendered videos; a model does not know how fast time passes in it
+FRAME_RATE = 10  # of rendered videos; a model does not know how fast time passes in it
 
 Frames = npt.NDArray[np.uint8]
 Actions = npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
 
     metadata: dict[str, Any] = {
         "render_modes": list(RENDER_MODES),
-        "render_fps": _FRAME_RATE,
+        "render_fps": FRAME_RATE,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
@@ -128,7 +128,8 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
 
         self._context_shape = (layout.context_frames, *frame)
         self._session: Session | None = None
-        self._pending: _Beginning | None = None
+        self._pending: _Beginning | None = None  # drawn, and not begun yet
+        self._moved: _Moved | None = None  # imagined, and not returned yet
         fresh = [seeding.np_random() for _ in range(self.num_envs)]
         self._generators, self._seeds = [rng for rng, _ in fresh], [seed for _, seed in fresh]
         self._frames = np.zeros((self.num_envs, *frame), np.uint8)
@@ -170,8 +171,8 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         for env, one in enumerate(require_seeds(seed, self.num_envs)):
             if mask[env] and one is not None:
                 self._generators[env], self._seeds[env] = seeding.np_random(one)
-        self._pending = None
-        self._begin(self._draw(mask))
+        self._moved, self._pending = None, self._draw(mask)
+        self._begin()
         return self._frames.copy(), _masked(mask, origin=self._origins)
 
     def step(
@@ -186,6 +187,9 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
             Frames (n,R,R,3) uint8, rewards (n,) float64, terminated and truncated (n,) bool, and info. With
             `"SameStep"`, info holds `final_obs` and `final_info` of those that ended and began anew.
 
+        Where imagining or a reward fails, no environment has moved. Where others cannot begin anew after that, the step
+        has been taken: the next call, whatever its actions, lets them begin and returns it.
+
         Raises:
             ShapeError: an action of the wrong shape, outside the space or not finite (names environment and rule);
                 or what a reward function or a context source returned does not fit.
@@ -193,24 +197,16 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
             SessionError: the environments are closed.
         """
         self._require_started()
-        over = self._over()
-        if over.any() and self.autoreset_mode is AutoresetMode.DISABLED:
-            raise ResetNeeded(f"the episodes of environments {np.flatnonzero(over).tolist()} are over. Reset them.")
-        renewed = over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
-        moved = ~renewed
-        taken = require_actions(actions, self._box, self.num_envs, moved)
-        if self._pending is None:  # else a step failed after this, and is taken again
-            self._pending = self._draw(renewed)  # before anything moves: a source may fail
-        rewards, told = self._imagine(taken, moved)
-        self._begin(self._pending)
-        self._pending = None
-        truncated, info = self._over(), {}
-        if truncated.any() and self.autoreset_mode is AutoresetMode.SAME_STEP:
-            info = self._final(truncated, told)
-            self._begin(self._draw(truncated))
-            moved = moved & ~truncated
-        info |= _masked(moved, **told) | _masked(np.ones_like(moved), origin=self._origins)
-        return self._frames.copy(), rewards, np.zeros_like(truncated), truncated, info
+        if self._moved is None:
+            self._begin()  # where a reset failed
+            over = self._over()
+            if over.any() and self.autoreset_mode is AutoresetMode.DISABLED:
+                raise ResetNeeded(f"the episodes of environments {np.flatnonzero(over).tolist()} are over. Reset them.")
+            renewed = over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
+            self._moved = self._imagine(require_actions(actions, self._box, self.num_envs, ~renewed), ~renewed)
+        result = self._begin_after(self._moved)
+        self._moved = None
+        return result
 
     def render(self) -> tuple[Frames, ...] | None:
         """The newest frame (R,R,3) uint8 of each environment; None without a render mode."""
@@ -242,45 +238,73 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         if not envs:
             return None
         generators = [self._generators[env] for env in envs]
+        before = [rng.bit_generator.state for rng in generators]
         # First, so that they do not depend on how much a source draws.
         seeds = [int(rng.integers(2**63)) for rng in generators]
-        return _Beginning(envs, seeds, *draw_contexts(self.contexts, generators, self._context_shape))
+        try:
+            return _Beginning(envs, seeds, *draw_contexts(self.contexts, generators, self._context_shape))
+        except BaseException:
+            for rng, state in zip(generators, before, strict=True):
+                rng.bit_generator.state = state
+            raise
 
-    def _begin(self, beginning: _Beginning | None) -> None:
-        if beginning is None:
+    def _begin(self) -> None:
+        """Let the environments begin for which there are contexts."""
+        if self._pending is None:
             return
-        envs, seeds, contexts, origins = beginning
+        envs, seeds, contexts, origins = self._pending
         frames = torch.from_numpy(contexts).permute(0, 1, 4, 2, 3)
-        if len(envs) == self.num_envs:
-            if self._session is not None:
-                self._session.close()  # before memory is taken for the next one
-                self._session = None
+        if self._session is None:
             self._session = self.model.start(frames, seed=seeds, sampling=self.sampling)
         else:
-            self._require_started().reset(frames, envs, seed=seeds)
+            self._session.reset(frames, envs, seed=seeds)
         self._frames[envs] = contexts[:, -1]
         self._origins[envs] = origins
         self._elapsed[envs] = 0
+        self._pending = None
 
-    def _imagine(
-        self, actions: Actions, moved: npt.NDArray[np.bool_]
-    ) -> tuple[npt.NDArray[np.float64], dict[str, npt.NDArray[Any]]]:
-        """Step the session for the environments that move (n,): rewards (n,), 0 for the others, and what info tells."""
-        rewards = np.zeros(self.num_envs)
-        if not moved.any():
-            tokens = np.zeros((self.num_envs, self.model.transformer.layout.dynamics_tokens), np.int64)
-            return rewards, {"tokens": tokens, "entropy": np.zeros(self.num_envs, np.float32)}
-        step = self._require_started().step(torch.from_numpy(actions))
-        assert step.frame is not None, "a step decodes unless told otherwise"
-        frames = (step.frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    def _imagine(self, actions: Actions, moved: npt.NDArray[np.bool_]) -> _Moved:
+        """Step the environments in the mask (n,), or none of them where that or their reward fails."""
+        rewards, entropy = np.zeros(self.num_envs), np.zeros(self.num_envs, np.float32)
+        tokens = np.zeros((self.num_envs, self.model.transformer.layout.dynamics_tokens), np.int64)
+        if moved.any():
+            session = self._require_started()
+            step = session.step(torch.from_numpy(actions[moved]), np.flatnonzero(moved).tolist())
+            assert step.frame is not None, "a step decodes unless told otherwise"
+            frames = (step.frame * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+            try:
+                rewards[moved] = self._rewards(step, frames)
+            except BaseException:
+                session.take_back()
+                raise
+            tokens[moved], entropy[moved] = step.tokens.cpu().numpy(), step.entropy.float().cpu().numpy()
+            self._frames[moved] = frames
+            self._elapsed[moved] += 1
+        return _Moved(moved, rewards, self._over(), {"tokens": tokens, "entropy": entropy})
+
+    def _rewards(self, step: Step, frames: Frames) -> npt.NDArray[Any]:
+        """Rewards (k,) of a step to frames (k,R,R,3)."""
         if self.reward is not None:
-            rewards[moved] = call_reward(self.reward, frames[moved])
-        else:
-            assert step.reward is not None, "there is a reward head where there is no function"
-            rewards[moved] = step.reward.cpu().numpy()[moved]
-        self._frames[moved] = frames[moved]
-        self._elapsed[moved] += 1
-        return rewards, {"tokens": step.tokens.cpu().numpy(), "entropy": step.entropy.float().cpu().numpy()}
+            return call_reward(self.reward, frames)
+        assert step.reward is not None, "there is a reward head where there is no function"
+        rewards: npt.NDArray[Any] = step.reward.cpu().numpy()
+        return rewards
+
+    def _begin_after(
+        self, step: _Moved
+    ) -> tuple[Frames, npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any], dict[str, Any]]:
+        """Let those begin anew that have to after a step, and say what it came to; where that fails, call it again."""
+        moved, info = step.moved, {}
+        truncated = step.over & moved
+        anew = ~moved
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and truncated.any():
+            anew, info = truncated, self._final(truncated, step.told)
+            moved = moved & ~truncated
+        if self._pending is None:
+            self._pending = self._draw(anew)
+        self._begin()
+        info |= _masked(moved, **step.told) | _masked(np.ones_like(moved), origin=self._origins)
+        return self._frames.copy(), step.rewards, np.zeros_like(truncated), truncated, info
 
     def _final(self, ended: npt.NDArray[np.bool_], told: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
         """Info on the last step of episodes that ended (n,) and are about to begin anew."""
@@ -305,64 +329,14 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         return self._session
 
 
-class ImaginedEnv(gymnasium.Env[Frames, Actions]):
-    """One imagined world: an `ImaginedVectorEnv` of one, without its autoreset.
+class _Moved(NamedTuple):
+    """A step of the environments, all arrays (n, ...)."""
 
-    The arguments, spaces and rewards are those of `ImaginedVectorEnv`; info has `origin` and, of a step, `tokens` (M,)
-    and `entropy`. `gymnasium.make` keeps `max_episode_steps` for a wrapper that can only shorten episodes; for longer
-    ones than the model's `trained_horizon` call this class itself, or `gymnasium.make_vec`.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": list(RENDER_MODES), "render_fps": _FRAME_RATE}
-
-    def __init__(
-        self,
-        *,
-        model: str | Path | Imagines,
-        contexts: Contexts,
-        reward: RewardFunction | None = None,
-        max_episode_steps: int | None = None,
-        action_low: Bound | None = None,
-        action_high: Bound | None = None,
-        sampling: SamplingConfig | None = None,
-        device: str | torch.device | None = None,
-        render_mode: str | None = None,
-    ) -> None:
-        self._world = ImaginedVectorEnv(
-            model=model,
-            contexts=contexts,
-            reward=reward,
-            max_episode_steps=max_episode_steps,
-            action_low=action_low,
-            action_high=action_high,
-            autoreset_mode=AutoresetMode.DISABLED,
-            sampling=sampling,
-            device=device,
-            render_mode=render_mode,
-        )
-        self.render_mode = render_mode
-        self.observation_space = self._world.single_observation_space
-        self.action_space = self._world.single_action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Frames, dict[str, Any]]:
-        """Begin an episode; see `ImaginedVectorEnv.reset`. Returns the newest context frame and info."""
-        frames, infos = self._world.reset(seed=seed, options=options)
-        self._np_random, self._np_random_seed = self._world.np_random[0], self._world.np_random_seed[0]
-        return frames[0], _only(infos)
-
-    def step(self, action: npt.ArrayLike) -> tuple[Frames, float, bool, bool, dict[str, Any]]:
-        """Imagine one frame; see `ImaginedVectorEnv.step`. The usual five of Gymnasium."""
-        frames, rewards, terminated, truncated, infos = self._world.step([action])  # type: ignore[arg-type]
-        return frames[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), _only(infos)
-
-    def render(self) -> Frames | None:
-        """The newest frame (R,R,3) uint8; None without a render mode."""
-        frames = self._world.render()
-        return None if frames is None else frames[0]
-
-    def close(self) -> None:
-        """Free the memory of the imagination."""
-        self._world.close()
+    moved: npt.NDArray[np.bool_]
+    rewards: npt.NDArray[np.float64]
+    over: npt.NDArray[np.bool_]
+    told: dict[str, npt.NDArray[Any]]
+    """What info says of those that moved."""
 
 
 class _Beginning(NamedTuple):
@@ -383,8 +357,3 @@ def _masked(mask: npt.NDArray[np.bool_], **values: npt.NDArray[Any]) -> dict[str
         kept[mask] = value[mask]
         info[key], info[f"_{key}"] = kept, mask.copy()
     return info
-
-
-def _only(infos: dict[str, Any]) -> dict[str, Any]:
-    """The info of the only environment."""
-    return {key: values[0] for key, values in infos.items() if not key.startswith("_")}

@@ -1,4 +1,6 @@
-"""Frames compiled as one piece: on a GPU one CUDA graph a frame.
+"""Compiled frames: every pass of a frame is one and the same graph, and on a GPU the frame is one CUDA graph.
+
+A frame's passes in one unrolled graph take twenty times longer to compile: minutes, for a model of six layers.
 
 Shapes: R rows, n of them, B of the bucket (R filled up to a power of two), H hidden size, M dynamics tokens a frame.
 """
@@ -15,8 +17,9 @@ import torch
 from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
-from ivideogpt.session.decoding import DecodedFrame, decode_frame
+from ivideogpt.session.decoding import DecodedFrame, decode_token, frame_of, stacked
 from ivideogpt.transformer import BranchedCache, VideoTransformer
+from ivideogpt.transformer.sampling import Sampled
 from ivideogpt.transformer.static import StaticCache
 
 GRAPHS = 8
@@ -61,10 +64,11 @@ def decode_compiled(
     try:
         if cache.keys.is_cuda:
             if cache not in _captured:
-                _captured[cache] = _CudaGraph(_frame_of(transformer, cache, sampling), *inputs)
+                run = functools.partial(_frame_of, transformer, weakref.proxy(cache), sampling)
+                _captured[cache] = _CudaGraph(run, *inputs)
             frame = _captured[cache](*inputs)
         else:
-            frame = _frame_of(transformer, cache, sampling)(*inputs)
+            frame = _frame_of(transformer, cache, sampling, *inputs)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -93,19 +97,24 @@ class _CudaGraph:
 
 
 def _frame_of(
-    transformer: VideoTransformer, cache: BranchedCache, sampling: SamplingConfig
-) -> Callable[[Tensor, Tensor], DecodedFrame]:
-    """From slots (B,1,H) and numbers (B,M) to the frame."""
-    prefixes, suffixes = tuple(cache.prefixes), (cache.keys, cache.values)
-    return functools.partial(_compiled(), transformer, sampling, prefixes, suffixes, cache.starts)
+    transformer: VideoTransformer, cache: BranchedCache, sampling: SamplingConfig, x: Tensor, uniform: Tensor
+) -> DecodedFrame:
+    """The frame behind slots (B,1,H), decided by numbers (B,M)."""
+    sampled, last = [], x
+    for i in torch.arange(uniform.shape[1] + 1, device=x.device).split(1):
+        token, x, last = _compiled()(
+            transformer, sampling, tuple(cache.prefixes), (cache.keys, cache.values), cache.starts, x, uniform, i
+        )
+        sampled.append(token)
+    return frame_of(transformer, stacked(sampled[:-1]), last)
 
 
 @functools.cache
-def _compiled() -> Callable[..., DecodedFrame]:
-    return torch.compile(_decode_static, fullgraph=True, dynamic=False)
+def _compiled() -> Callable[..., tuple[Sampled, Tensor, Tensor]]:
+    return torch.compile(_decode_token, fullgraph=True, dynamic=False)
 
 
-def _decode_static(
+def _decode_token(
     transformer: VideoTransformer,
     sampling: SamplingConfig,
     prefixes: tuple[Tensor, Tensor],
@@ -113,9 +122,13 @@ def _decode_static(
     starts: Tensor,
     x: Tensor,
     uniform: Tensor,
-) -> DecodedFrame:
-    cache = StaticCache(prefixes, suffixes, starts, transformer.config.max_positions - 1)
-    return decode_frame(transformer, cache, x, uniform, sampling, read_last=True)
+    i: Tensor,
+) -> tuple[Sampled, Tensor, Tensor]:
+    """Pass number i (1,) of a frame that begins behind `starts` (B,); behind the last token nothing is needed."""
+    cache = StaticCache(prefixes, suffixes, starts + i, transformer.config.max_positions - 1)
+    numbers = uniform.index_select(1, i.clamp(max=uniform.shape[1] - 1))[:, 0]
+    place = i.clamp(max=uniform.shape[1] - 1) + transformer.layout.dynamics_places.start
+    return decode_token(transformer, cache, x, numbers, sampling, place)
 
 
 @functools.cache

@@ -5,6 +5,7 @@ Shapes: R rows, n positions, H hidden size, M dynamics tokens a frame.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -39,6 +40,33 @@ class DecodedFrame(NamedTuple):
         return DecodedFrame(tokens, entropy, logprob, reward)
 
 
+def decode_token(
+    transformer: VideoTransformer,
+    cache: Cache,
+    x: Tensor,
+    uniform: Tensor,
+    sampling: SamplingConfig,
+    place: int | Tensor,
+) -> tuple[Sampled, Tensor, Tensor]:
+    """One pass: read positions, and sample the token that comes next.
+
+    Args:
+        transformer: gives the distribution.
+        cache: what has been read; goes on by n positions.
+        x: embeddings (R,n,H) of what is read.
+        uniform: (R,) in [0, 1), the number that decides each row's token.
+        sampling: how the token is sampled.
+        place: where it will stand in its frame, see `TokenLayout.dynamics_places`.
+
+    Returns:
+        The token (R,), its embedding (R,1,H), and the hidden state (R,H) that it was sampled from.
+    """
+    hidden = transformer.hidden_states(x, cache)[:, -1]
+    sampled = sample(transformer.dynamics_logits(hidden), uniform, sampling)
+    following = transformer.embed_tokens(sampled.code + transformer.layout.dynamics_ids.start, place)
+    return sampled, following[:, None], hidden
+
+
 def decode_frame(
     transformer: VideoTransformer,
     cache: Cache,
@@ -58,14 +86,12 @@ def decode_frame(
         sampling: how a token is sampled.
         read_last: whether the last token is read too, for the reward. Else it is for the next frame to read.
     """
-    layout = transformer.layout
     sampled = []
-    for i, place in enumerate(layout.dynamics_places):
-        hidden = transformer.hidden_states(x, cache)[:, -1]
-        sampled.append(sample(transformer.dynamics_logits(hidden), uniform[:, i], sampling))
-        x = transformer.embed_tokens(sampled[-1].code + layout.dynamics_ids.start, place)[:, None]
-    codes, entropy, logprob = (torch.stack(parts, dim=1) for parts in zip(*sampled, strict=True))
-    return _frame(transformer, cache, x, Sampled(codes, entropy, logprob), read_last)
+    for place, numbers in zip(transformer.layout.dynamics_places, uniform.unbind(1), strict=True):
+        token, x, _ = decode_token(transformer, cache, x, numbers, sampling, place)
+        sampled.append(token)
+    last = transformer.hidden_states(x, cache)[:, -1] if read_last else None
+    return frame_of(transformer, stacked(sampled), last)
 
 
 def decode_frame_from_draft(
@@ -113,12 +139,18 @@ def decode_frame_from_draft(
         settled, passes = known.stop, passes + 1
         cache.rewind([length + settled - 1 for length in begin])
         x = transformer.embed_tokens(tokens[:, settled - 1 : settled], places[settled - 1 : settled])
-    return _frame(transformer, cache, x, found, read_last), passes
+    last = transformer.hidden_states(x, cache)[:, -1] if read_last else None
+    return frame_of(transformer, found, last), passes
 
 
-def _frame(transformer: VideoTransformer, cache: Cache, x: Tensor, sampled: Sampled, read_last: bool) -> DecodedFrame:
-    """The frame of tokens (R,M) of which the last, with the embedding x (R,1,H), has not been read."""
-    reward = transformer.reward_of(transformer.hidden_states(x, cache)[:, -1]) if read_last else None
+def stacked(tokens: Sequence[Sampled]) -> Sampled:
+    """M tokens, each (R,), together (R,M)."""
+    return Sampled(*(torch.stack(parts, dim=1) for parts in zip(*tokens, strict=True)))
+
+
+def frame_of(transformer: VideoTransformer, sampled: Sampled, last: Tensor | None) -> DecodedFrame:
+    """The frame of tokens (R,M), and of the hidden state (R,H) of the last one, if that has been read."""
+    reward = None if last is None else transformer.reward_of(last)
     tokens = sampled.code + transformer.layout.dynamics_ids.start
     return DecodedFrame(tokens, sampled.entropy.mean(dim=1), sampled.logprob.sum(dim=1), reward)
 

@@ -6,11 +6,15 @@ S numbers of a state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from ivideogpt.sequence import TokenLayout
 from ivideogpt.session.prefill import frames_at_once
 from ivideogpt.session.slots import Contexts
+from ivideogpt.session.state import State
 from ivideogpt.states import encode_states
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.results import DecodedContext
@@ -18,6 +22,49 @@ from ivideogpt.tokenizer.states import ShownStates
 
 _AT_ONCE = 256  # frames of 64 pixels
 _AT_ONCE_ON_CPU = 16  # feature maps of more would not fit into the processor's cache, and wait for memory
+
+
+def decode_rows(
+    tokenizer: CompressiveTokenizer, state: State, codes: Tensor, numbers: Tensor, chosen: Sequence[int], index: Tensor
+) -> Tensor:
+    """Frames (n,F,3,side,side) float32 in [0,1] of some rows of a session.
+
+    Args:
+        tokenizer: the model's.
+        state: of the session.
+        codes: (n,F,M) 0..Kd-1, imagined from the rows' present contexts.
+        numbers: (n,F) which frames behind those contexts they are.
+        chosen: n numbers of rows.
+        index: (n,) the same on the device.
+    """
+    contexts, regular = state.slots.contexts, state.cache.groups.regular
+    if codes.shape[1] == 0:
+        return contexts.frames.new_empty(len(codes), 0, *contexts.frames.shape[2:], dtype=torch.float32)
+    shown = None if state.rows.known is None else state.rows.known.shown[index[:, None], numbers]
+    which, parts = state.cache.prefix_index.index_select(0, index), codes
+    if regular is not None and list(chosen) == list(state.everybody[0]):  # all frames of a context's rows together
+        together = (regular.stop - regular.start, -1)
+        parts = codes.unflatten(0, together).flatten(1, 2)  # (S, K*F, M)
+        shown = None if shown is None else shown.unflatten(0, together).flatten(1, 2)
+        which = torch.arange(regular.start, regular.stop, device=index.device)
+    frames = decode_in_parts(tokenizer, parts, shown, contexts, which)
+    return frames.view(*codes.shape[:2], *frames.shape[2:])
+
+
+def newest_frames(
+    tokenizer: CompressiveTokenizer, layout: TokenLayout, state: State, chosen: Sequence[int], index: Tensor
+) -> Tensor:
+    """What some rows would take as a context now (n,t,3,side,side) float in [0,1]: see `Session.frames`."""
+    goal, t = int(layout.goal), layout.context_frames
+    numbers = state.imagined(index)[:, None] + torch.arange(goal - t, 0, device=index.device)
+    given = state.slots.contexts.frames[state.cache.prefix_index.index_select(0, index)].float()
+    newest = given[torch.arange(len(chosen), device=index.device)[:, None], (t + numbers).clamp(max=t - 1)]
+    if any(state.rows.segment[row] for row in chosen):
+        of_row = numbers.clamp(min=0)
+        codes = state.rows.tokens[index[:, None], of_row] - layout.dynamics_ids.start
+        made = decode_rows(tokenizer, state, codes.clamp(min=0), of_row, chosen, index)
+        newest = torch.where((numbers < 0)[:, :, None, None, None], newest, made)  # those are of the context
+    return torch.cat([given[:, :goal], newest], dim=1)
 
 
 def decode_in_parts(

@@ -18,7 +18,7 @@ from ivideogpt.session.checks import Seed, require_action, require_rows, stream_
 from ivideogpt.session.compiled import decode_compiled
 from ivideogpt.session.decoding import DecodedFrame, Drafting, decode_frame, decode_frame_from_draft
 from ivideogpt.session.memory import is_lazy, prefill_bytes, refresh_bytes, require_memory, session_bytes
-from ivideogpt.session.pixels import decode_in_parts
+from ivideogpt.session.pixels import decode_rows, newest_frames
 from ivideogpt.session.prefill import parts, prefill
 from ivideogpt.session.start import begin, new_contexts, read
 from ivideogpt.session.state import Snapshot, State
@@ -124,7 +124,7 @@ class Session:
 
         Frames of the given context as long as fewer have been imagined; with a goal, the goal first.
         """
-        return self._newest(self._open(), *self._open().everybody)
+        return newest_frames(self.tokenizer, self.layout, self._open(), *self._open().everybody)
 
     # Going on
 
@@ -203,8 +203,9 @@ class Session:
             raise ShapeError(
                 f"tokens lie outside {legal.start}..{legal.stop - 1}, the ids legal inside a future frame."
             )
-        numbers = self._imagined(state, index)[:, None] + torch.arange(-tokens.shape[1], 0, device=index.device)
-        return self._decoded(state, tokens.to(index.device), numbers, chosen, index)
+        numbers = state.imagined(index)[:, None] + torch.arange(-tokens.shape[1], 0, device=index.device)
+        codes = tokens.to(index.device) - legal.start
+        return decode_rows(self.tokenizer, state, codes, numbers, chosen, index)
 
     # Branching, going back, starting anew
 
@@ -283,7 +284,7 @@ class Session:
         for kinds, made in read(self.tokenizer, self.transformer, given):
             part = [number for number, kind in enumerate(given.which) if kind in kinds]
             some = [chosen[number] for number in part]
-            following = state.rows.select(some, index[part]).next_segment(self._imagined(state, index[part]))
+            following = state.rows.select(some, index[part]).next_segment(state.imagined(index[part]))
             if keys is not None:
                 following.restart_streams(keys[part])
             following.total = [0] * len(part)
@@ -308,7 +309,7 @@ class Session:
 
     def _step(self, state: State, action: Tensor | None, chosen: Sequence[int], index: Tensor, decode: bool) -> Step:
         """Imagine a frame of the chosen rows (n), index (n,) on the device, with actions (n,A) or none."""
-        at, rows = self._imagined(state, index), state.rows
+        at, rows = state.imagined(index), state.rows
         slot, following, shown = self._slot(action, len(chosen)), None, None
         if rows.known is not None:
             path = self.transformer.require_states()
@@ -319,7 +320,8 @@ class Session:
         rows.tokens[index, at] = frame.tokens
         pixels = None
         if decode:
-            pixels = self._decoded(state, frame.tokens[:, None], at[:, None], chosen, index)[:, 0]
+            codes = frame.tokens[:, None] - self.layout.dynamics_ids.start
+            pixels = decode_rows(self.tokenizer, state, codes, at[:, None], chosen, index)[:, 0]
         rows.pending = rows.pending.index_copy(0, index, frame.tokens[:, -1])
         if rows.known is not None and following is not None:
             rows.known = rows.known.moved(index, following)
@@ -363,40 +365,7 @@ class Session:
         places = torch.where(at > 0, future, context)
         return self.transformer.embed_tokens(state.rows.pending.index_select(0, index), places)[:, None]
 
-    # Frames and contexts
-
-    def _imagined(self, state: State, index: Tensor) -> Tensor:
-        """(n,) frames that the rows have imagined from their present contexts, on the device."""
-        return state.cache.starts.index_select(0, index) // self.layout.frame_length
-
-    def _decoded(self, state: State, tokens: Tensor, numbers: Tensor, chosen: Sequence[int], index: Tensor) -> Tensor:
-        """Tokens (n,F,M) of the chosen rows, whose frames have these numbers (n,F) -> frames (n,F,3,side,side)."""
-        codes = tokens - self.layout.dynamics_ids.start
-        shown = None if state.rows.known is None else state.rows.known.shown[index[:, None], numbers]
-        contexts, regular = state.slots.contexts, state.cache.groups.regular
-        if tokens.shape[1] == 0:
-            return contexts.frames.new_empty(len(codes), 0, *contexts.frames.shape[2:], dtype=torch.float32)
-        which = state.cache.prefix_index.index_select(0, index)
-        if regular is not None and list(chosen) == list(range(self.rows)):  # all frames of a context's rows together
-            together = (regular.stop - regular.start, -1)
-            codes = codes.unflatten(0, together).flatten(1, 2)  # (S, K*F, M)
-            shown = None if shown is None else shown.unflatten(0, together).flatten(1, 2)
-            which = torch.arange(regular.start, regular.stop, device=index.device)
-        frames = decode_in_parts(self.tokenizer, codes, shown, contexts, which)
-        return frames.view(*tokens.shape[:2], *frames.shape[2:])
-
-    def _newest(self, state: State, chosen: Sequence[int], index: Tensor) -> Tensor:
-        """(n, t, 3, side, side): see `frames`."""
-        goal, t = int(self.layout.goal), self.layout.context_frames
-        numbers = self._imagined(state, index)[:, None] + torch.arange(goal - t, 0, device=index.device)
-        given = state.slots.contexts.frames[state.cache.prefix_index.index_select(0, index)].float()
-        n = torch.arange(len(chosen), device=index.device)[:, None]
-        newest = given[n, (t + numbers).clamp(max=t - 1)]  # numbers below 0 are of the context
-        if any(state.rows.segment[row] for row in chosen):
-            of_row = numbers.clamp(min=0)
-            made = self._decoded(state, state.rows.tokens[index[:, None], of_row], of_row, chosen, index)
-            newest = torch.where((numbers < 0)[:, :, None, None, None], newest, made)
-        return torch.cat([given[:, :goal], newest], dim=1)
+    # Contexts and checks
 
     def _renew(self, rows: list[int]) -> None:
         """Make the newest frames of these rows, whose segment is used up, their context."""
@@ -408,13 +377,13 @@ class Session:
         self._undo = None
         for part in parts(len(rows), self.tokenizer.config.resolution, self._device):
             chosen, index = self._chosen([rows[number] for number in part], "renewed")
-            frames = self._newest(state, chosen, index).to(self.tokenizer.context_in.weight.dtype)
+            frames = newest_frames(self.tokenizer, self.layout, state, chosen, index).to(
+                self.tokenizer.context_in.weight.dtype
+            )
             made = prefill(self.tokenizer, self.transformer, frames, lazy=self._lazy, states=False)
-            following = state.rows.select(chosen, index).next_segment(self._imagined(state, index))
+            following = state.rows.select(chosen, index).next_segment(state.imagined(index))
             state.begin(chosen, index, made.contexts, range(len(chosen)), following)
             del made  # before the next are read
-
-    # Checks
 
     def _open(self) -> State:
         if self._state is None:

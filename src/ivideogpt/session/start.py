@@ -92,4 +92,5 @@ def begin(
     rows = Rows.begin(
         keys.to(index.device), horizon, transformer.layout.dynamics_tokens, last_tokens.index_select(0, index), known
     )
-    return State(slots, slots.cache(suffix_length(transformer, horizon)), rows)
+    cache = slots.cache(suffix_length(transformer, horizon))
+    return State(slots, cache, rows, transformer.layout.frame_length)

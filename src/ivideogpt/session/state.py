@@ -100,6 +100,8 @@ class State:
     slots: Slots
     cache: BranchedCache
     rows: Rows
+    frame_length: int
+    """Tokens of a frame."""
 
     @property
     def bytes(self) -> int:
@@ -112,13 +114,17 @@ class State:
         count = len(self.rows.segment)
         return range(count), torch.arange(count, device=self.rows.tokens.device)
 
+    def imagined(self, index: Tensor) -> Tensor:
+        """Frames (n,) that the rows in index (n,) have imagined from their present contexts, on the device."""
+        return self.cache.starts.index_select(0, index) // self.frame_length
+
     def fork(self, rows: Sequence[int]) -> State:
         """Copies of these rows, each as often as it is named; their slots are shared as far as they can be."""
         index = torch.tensor(list(rows), device=self.rows.tokens.device)
         slots = self.slots.select(rows)
         cache = slots.cache(self.cache.capacity)
         cache.select(rows, index, self.cache)
-        return State(slots, cache, self.rows.select(rows, index))
+        return State(slots, cache, self.rows.select(rows, index), self.frame_length)
 
     @property
     def snapshot_bytes(self) -> int:
