@@ -32,7 +32,7 @@ class Case:
     turns: int = 1
     """Timed runs of each variant for every repeat asked for."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else is known, for JSON: numbers of frames, differences between the variants."""
+    """What else is known, for JSON: the number of frames, differences between the variants."""
 
     @classmethod
     def against(
@@ -52,7 +52,7 @@ class Case:
             share: of the work, that the reference does.
         """
         theirs = {precision: f"reference, {precision}" for precision in reference}
-        ratios = {f"both in {precision}": (name, f"ours, {precision}") for precision, name in theirs.items()}
+        ratios = {f"both in {precision}": (slow, f"ours, {precision}") for precision, slow in theirs.items()}
         if len(theirs) > 1:
             ratios["float32 against ours in bf16"] = (theirs["float32"], "ours, bf16")
         variants = {theirs[precision]: run for precision, run in reference.items()}
