@@ -14,7 +14,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-slow  run the tests that take minutes each: the recipe of the shipped model, in small"
 	@echo "make check   lint, types and architecture"
-	@echo "make bench   measure speed against the straightforward way"
+	@echo "make bench   measure speed against a reference"
 	@echo "make pusht-64  train the shipped model again, from nothing (hours)"
 	@echo "make setup   install into $(VENV), nothing else"
 	@echo "make clean   remove $(VENV) and caches"
@@ -25,7 +25,7 @@ setup: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/ivideogpt demo --overwrite
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed-dev
 	$(BIN)/ivideogpt bench
 
 pusht-64: $(VENV)/.installed

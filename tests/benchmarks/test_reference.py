@@ -1,25 +1,26 @@
-"""The straightforward way computes what ours computes, on the same weights."""
+"""The reference computes what ours computes, on the same weights."""
 
 from __future__ import annotations
+
+import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ivideogpt import VideoTransformer, WorldModel
-from ivideogpt.benchmarks.generation import Size, random_model
-from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
+from ivideogpt import CompressiveTokenizer, VideoTransformer
+from ivideogpt.benchmarks.generation import random_model
+from ivideogpt.benchmarks.reference import PlainCrossAttention, PlainTransformerLearner, plain_twin
+from ivideogpt.training.config import TransformerTrainingConfig
+from ivideogpt.training.tokens import TokenBatch
+from ivideogpt.training.transformer import TransformerLearner
 
 
-@pytest.fixture(scope="module", params=["the paper's parts", "with a place embedding"])
-def model(request: pytest.FixtureRequest) -> WorldModel:
+@pytest.fixture(scope="module")
+def tokenizer() -> CompressiveTokenizer:
     torch.manual_seed(0)
-    plain = random_model(Size("micro-16", "micro", 2))
-    if request.param == "the paper's parts":
-        return plain
-    placed = VideoTransformer.from_preset("micro", action_dim=2, place_embedding=True)
-    placed.load_state_dict(plain.transformer.state_dict(), strict=False)
-    return WorldModel(plain.tokenizer, placed)
+    return random_model("micro").tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -27,40 +28,44 @@ def frames() -> Tensor:
     return torch.rand(2, 7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(scope="module")
-def actions() -> Tensor:
-    return torch.rand(2, 7, 2, generator=torch.Generator().manual_seed(2))
+def test_a_twin_shares_the_weights(tokenizer: CompressiveTokenizer) -> None:
+    twin = plain_twin(tokenizer)
+    assert all(ours is theirs for ours, theirs in zip(tokenizer.parameters(), twin.parameters(), strict=True))
+    assert any(isinstance(module, PlainCrossAttention) for module in twin.modules())
+    assert not any(isinstance(module, PlainCrossAttention) for module in tokenizer.modules())
 
 
-def test_a_twin_shares_the_weights(model: WorldModel) -> None:
-    twin = plain_twin(model)
-    assert all(ours is theirs for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True))
-    plain = {type(module).__name__ for module in twin.modules()} - {type(m).__name__ for m in model.modules()}
-    assert plain == {"PlainAttention", "PlainSelfAttention", "PlainCrossAttention"}
-    assert not any(type(module).__name__.startswith("Plain") for module in model.modules())
+def test_a_twin_in_another_precision_leaves_the_model_alone(tokenizer: CompressiveTokenizer, frames: Tensor) -> None:
+    twin = plain_twin(tokenizer, torch.bfloat16)
+    assert {weight.dtype for weight in twin.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in tokenizer.parameters()} == {torch.float32}
+    assert torch.isfinite(twin.detokenize(twin.tokenize(frames))).all()
 
 
-def test_the_same_tokens_frames_and_logits(model: WorldModel, frames: Tensor, actions: Tensor) -> None:
-    twin = plain_twin(model)
-    tokens = model.tokenizer.tokenize(frames)
-    assert torch.equal(twin.tokenizer.tokenize(frames), tokens)
-    torch.testing.assert_close(twin.tokenizer.detokenize(tokens), model.tokenizer.detokenize(tokens))
-    torch.testing.assert_close(twin.transformer(tokens, actions).logits, model.transformer(tokens, actions).logits)
+def test_the_same_tokens_and_frames(tokenizer: CompressiveTokenizer, frames: Tensor) -> None:
+    twin, tokens = plain_twin(tokenizer), tokenizer.tokenize(frames)
+    assert torch.equal(twin.tokenize(frames), tokens)
+    torch.testing.assert_close(twin.detokenize(tokens), tokenizer.detokenize(tokens))
 
 
-def test_the_same_gradients(model: WorldModel, frames: Tensor) -> None:
-    twin = plain_twin(model)
+def test_the_same_gradients(tokenizer: CompressiveTokenizer, frames: Tensor) -> None:
     gradients = []
-    for way in (model, twin):
+    for way in (tokenizer, plain_twin(tokenizer)):
         way.zero_grad()
-        way.tokenizer(frames).future.square().mean().backward()
-        gradients.append([None if p.grad is None else p.grad.clone() for p in way.tokenizer.parameters()])
+        way(frames).future.square().mean().backward()
+        gradients.append([None if p.grad is None else p.grad.clone() for p in way.parameters()])
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
-def test_the_same_rollout(model: WorldModel, frames: Tensor, actions: Tensor) -> None:
-    context = frames[:, :2]
-    plain = plain_rollout(plain_twin(model), context, actions[:, 1:-1], seed=3)
-    ours = model.rollout(context, actions, seed=3)
-    torch.testing.assert_close(plain.video[:, 2:], ours.video[:, 0, 2:])
-    assert model.transformer.layout.frames(plain.tokens.shape[1]) == 7
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_same_losses(tokenizer: CompressiveTokenizer, frames: Tensor, tmp_path: Path, bf16: bool) -> None:
+    transformer = VideoTransformer.from_preset("micro", layout=tokenizer.layout, action_dim=2).eval()
+    config = TransformerTrainingConfig(data=tmp_path, out=tmp_path)
+    mask = torch.ones(frames.shape[:2], dtype=torch.bool)
+    mask[0, 5:] = False
+    batch = TokenBatch(tokenizer.tokenize(frames), mask=mask, actions=torch.rand(2, 7, 2))
+    losses = [
+        kind(copy.deepcopy(transformer), tokenizer, config, torch.device("cpu"), bf16).losses(batch, 0)["cross_entropy"]
+        for kind in (TransformerLearner, PlainTransformerLearner)
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-2 if bf16 else 1e-5, atol=0)

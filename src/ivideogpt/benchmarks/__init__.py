@@ -1,1 +1,1 @@
-"""Measured speed, with the straightforward way of doing the same in the same run."""
+"""Measured speed, with a reference that does the same in the same run."""

@@ -1,214 +1,195 @@
-"""Tokenizing, imagining and decoding one video, against the straightforward way on the same random weights."""
+"""Tokenizing, imagining and decoding with random weights, against the reference; and one step of `pusht-64`.
+
+Shapes: S contexts, K branches of each, R = S*K rows, T frames, t context frames, F future frames, A action size.
+"""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import cycle, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ivideogpt.benchmarks.floor import Rates, arithmetic_floor, count_arithmetic, rollout_work
-from ivideogpt.benchmarks.reference import plain_rollout, plain_twin
-from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
-from ivideogpt.devices import choose_precision
+from ivideogpt.benchmarks.reference_rollout import Reference
+from ivideogpt.benchmarks.timing import Case, Run, now
+from ivideogpt.data.segment import fit_to_square
+from ivideogpt.devices import Precision, choose_precision
+from ivideogpt.envs.record import pusht_episode
+from ivideogpt.inference import Imagines, InferenceModel
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.world_model import WorldModel
 
-
-class Size(NamedTuple):
-    """Presets of a world model, and its action size."""
-
-    tokenizer: str
-    transformer: str
-    action_dim: int
-
-
-SIZES = {"nano": Size("nano-64", "nano", 2), "official": Size("oxe-64", "small", 4)}
+SIZES = {  # presets of tokenizer and transformer, and the action size
+    "nano": ("nano-64", "nano", 2),
+    "official": ("oxe-64", "small", 4),
+    "micro": ("micro-16", "micro", 2),
+}
+ROLLOUTS = {  # contexts, branches of each, and whether the model has a reward head
+    "one": (1, 1, False),
+    "eight": (1, 8, False),
+    "hundred": (1, 100, False),
+    "contexts": (32, 1, True),
+}
+LATENCY = "latency"
+LATENCY_MODEL = "pusht-64"
 HORIZON = 10
 
+_LATENCY_TURNS = 30
+_LATENCY_EPISODE = 900_000
+_REFERENCE_ROWS_ON_CPU = 8
 _SEED = 0
-_TOLERANCE = 0.01  # float32 differs by 1e-5 of a logit or pixel, TF32 on a GPU by more
-_SAME_PIXEL = 1e-3
+_TOLERANCE = 0.01  # of a logit or pixel; float32 differs by 1e-5, TF32 on a GPU by more
 
 
-@dataclass(frozen=True)
-class _Contest:
-    """One video, and the models that work on it."""
+class _Models(NamedTuple):
+    """The same weights in the reference and in ours, in every precision, and by how much ours differs."""
 
     size: str
-    frames: Tensor
-    """(1, T, 3, R, R) float in [0,1]."""
-    actions: Tensor
-    """(1, T, A)."""
-    plain: WorldModel
-    """The straightforward way, float32."""
-    ours: Mapping[str, WorldModel]
-    """By precision, with the same weights."""
-
-    @property
-    def context_frames(self) -> int:
-        return self.plain.tokenizer.config.context_frames
-
-    @property
-    def context(self) -> Tensor:
-        return self.frames[:, : self.context_frames]
+    plain: Mapping[Precision, Reference]
+    ours: Mapping[Precision, InferenceModel]
+    differences: Mapping[Precision, Mapping[str, float]]
 
 
-class _Work(NamedTuple):
-    """One thing that both ways do."""
-
-    name: str
-    plain: Callable[[], Tensor]
-    ours: Callable[[WorldModel], Tensor]
-    differences: Callable[[WorldModel, Tensor, Tensor], dict[str, float]]
-    """Between what was made plainly and what one of our models made: (model, plain, ours)."""
-    floor: Callable[[WorldModel], float]
-    """Least seconds for one of our models."""
+def precisions_on(device: torch.device) -> list[Precision]:
+    """What is measured on a device: float32, and bf16 where the hardware multiplies it."""
+    return ["float32", "bf16"] if choose_precision("auto", device) == "bf16" else ["float32"]
 
 
-def measure_generation(size: str, repeats: int, device: torch.device, rates: Rates) -> Iterator[Comparison]:
-    """Time tokenizing, a rollout and detokenizing, batch 1, 10 future frames; yields each when it is measured.
-
-    Args:
-        size: a key of `SIZES`.
-        repeats: runs of each way.
-        device: where the models run.
-        rates: this device's, for the floors.
-    """
-    contest = _make_contest(size, device)
-    for work in (_tokenize(contest, rates), _rollout(contest, rates), _detokenize(contest, rates)):
-        yield _measure(contest, work, repeats, device)
-
-
-def precisions(device: torch.device) -> dict[str, torch.dtype]:
-    """Precisions that ours is measured in: float32, and bf16 where the hardware has it."""
-    bf16 = {"bf16": torch.bfloat16} if choose_precision("auto", device) == "bf16" else {}
-    return {"float32": torch.float32, **bf16}
+def generation_cases(size: str, device: torch.device, precisions: Sequence[Precision]) -> Iterator[Case]:
+    """Tokenizing one video, making its tokens frames again, and imagining it."""
+    models = _make_models(size, device, precisions, reward=False)
+    frames = _random_video(1, models.ours[precisions[0]])
+    tokens = models.plain[precisions[0]].tokenizer.tokenize(frames)
+    for name, given in (("tokenize", frames), ("detokenize", tokens)):
+        plain, ours = (
+            {p: partial(getattr(model.tokenizer, name), given) for p, model in side.items()}
+            for side in (models.plain, models.ours)
+        )
+        for work in (*plain.values(), *ours.values()):
+            work()
+        described = f"{size}, 1 x ({frames.shape[1] - HORIZON} + {HORIZON}) frames"
+        yield Case.against(name, described, plain, ours, facts={"differences": models.differences})
+    yield _rollout(models, "one")
 
 
-def _make_contest(size: str, device: torch.device) -> _Contest:
+def rollout_cases(
+    size: str, names: Sequence[str], device: torch.device, precisions: Sequence[Precision]
+) -> Iterator[Case]:
+    """Rows of the table `ROLLOUTS`, by name."""
+    for reward in (False, True):
+        chosen = [name for name in ROLLOUTS if name in names and ROLLOUTS[name][2] == reward]
+        if chosen:
+            models = _make_models(size, device, precisions, reward=reward)
+            yield from (_rollout(models, name) for name in chosen)
+
+
+def latency_case(device: torch.device, precisions: Sequence[Precision]) -> Case:
+    """Steps of one session of the shipped model, those that make the newest frames the context included."""
+    model = WorldModel.from_pretrained(LATENCY_MODEL, device=device)
+    episode = pusht_episode(_LATENCY_EPISODE, 100)
+    opening = torch.from_numpy(episode.frames[: model.layout.context_frames]).movedim(-1, 1)
+    context = fit_to_square(opening, model.tokenizer.config.resolution)[None]
+    actions = torch.from_numpy(episode.actions)[:, None].to(device)
+    variants: dict[str, Run] = {}
+    for precision in precisions:
+        session = model.for_inference(precision).start(context, seed=_SEED)
+        step = variants[f"ours, {precision}"] = partial(next, map(session.step, cycle(actions)))
+        for _ in range(model.trained_horizon + 1):  # by then the context has changed once
+            step()
+    return Case(LATENCY, f"{LATENCY_MODEL}, one step with its pixels", variants, turns=_LATENCY_TURNS)
+
+
+def _make_models(size: str, device: torch.device, precisions: Sequence[Precision], **changes: Any) -> _Models:
     torch.manual_seed(_SEED)
-    model = random_model(SIZES[size]).to(device)
-    length, resolution = model.tokenizer.config.context_frames + HORIZON, model.tokenizer.config.resolution
-    return _Contest(
-        size=size,
-        frames=torch.rand(1, length, 3, resolution, resolution, device=device),
-        actions=torch.rand(1, length, SIZES[size].action_dim, device=device) * 2 - 1,
-        plain=plain_twin(model),
-        ours={
-            name: model if dtype is torch.float32 else copy.deepcopy(model).to(dtype)
-            for name, dtype in precisions(device).items()
-        },
-    )
+    # Without place embedding, whatever the preset says: Hugging Face's model has none.
+    model = random_model(size, place_embedding=False, **changes).to(device)
+    exact = Reference(model)
+    worst = max(_differences(exact, model.for_inference("float32")).values())
+    assert worst < _TOLERANCE, f"ours differs from the reference by {worst:g} in float32"
+    plain = {name: exact if name == "float32" else Reference(model, torch.bfloat16) for name in precisions}
+    ours = {name: model.for_inference(name) for name in precisions}
+    return _Models(size, plain, ours, {name: _differences(exact, copy) for name, copy in ours.items()})
 
 
-def random_model(size: Size, **changes: Any) -> WorldModel:
-    """A world model with random weights in which every part has an effect; drawn with torch's global generator.
+@torch.no_grad()
+def _differences(exact: Reference, ours: InferenceModel) -> dict[str, float]:
+    """How far ours is from the reference in float32, on one video and its tokens.
 
-    Args:
-        size: presets and action size.
-        changes: fields of the transformer's configuration that differ from the preset.
+    Rollouts are not compared: `generate` draws from another stream of random numbers.
     """
-    tokenizer = CompressiveTokenizer.from_preset(size.tokenizer)
+    video, layout = _random_video(1, ours), ours.layout
+    frames = video.shape[1]
+    tokens, actions = exact.tokenizer.tokenize(video), _random_actions(1, frames, ours)
+    # Every token is predicted from the position before it.
+    positions = (layout.dynamics_positions(frames).flatten() - 1).to(tokens.device)
+    legal = slice(layout.dynamics_ids.start, layout.dynamics_ids.stop)
+    expected = exact.logits(tokens, actions[:, list(layout.action_frames(frames))])[:, positions, legal]
+    hidden = ours.transformer.hidden_states(ours.transformer.embed(tokens, actions))[:, positions]
+    pixels = ours.tokenizer.detokenize(tokens) - exact.tokenizer.detokenize(tokens)
+    return {
+        "largest_of_logits": float((ours.transformer.dynamics_logits(hidden) - expected).abs().max()),
+        "largest_of_pixels": float(pixels.abs().max()),
+        "tokens_that_differ": float((ours.tokenizer.tokenize(video) != tokens).float().mean()),
+    }
+
+
+def _random_video(contexts: int, model: Imagines) -> Tensor:
+    """(S,t+F,3,side,side)."""
+    side = model.tokenizer.config.resolution
+    return torch.rand(contexts, model.layout.context_frames + HORIZON, 3, side, side, device=model.device)
+
+
+def _random_actions(rows: int, frames: int, model: Imagines) -> Tensor:
+    """(R,frames,A)."""
+    return torch.rand(rows, frames, model.transformer.config.action_dim or 0, device=model.device) * 2 - 1
+
+
+def random_model(size: str, **changes: Any) -> WorldModel:
+    """A world model of a size with random weights in which every part has an effect; fields of its transformer change
+    by keyword. Draws with torch's global generator."""
+    names = SIZES[size]
+    tokenizer = CompressiveTokenizer.from_preset(names[0])
     for quantizer in (tokenizer.context_quantizer, tokenizer.dynamics_quantizer):
         if isinstance(quantizer, VectorQuantizer):
             nn.init.normal_(quantizer.embedding.weight)  # apart, as trained codes are: rounding decides nothing
-    fields = {"layout": tokenizer.layout, "action_dim": size.action_dim, **changes}
-    transformer = VideoTransformer.from_preset(size.transformer, **fields)
+    fields = {"layout": tokenizer.layout, "action_dim": names[2], **changes}
+    transformer = VideoTransformer.from_preset(names[1], **fields)
     assert transformer.action_in is not None, "it was asked for"
     nn.init.normal_(transformer.action_in.weight)  # starts at zero, where a mistake would not show
     return WorldModel(tokenizer, transformer)
 
 
-def _tokenize(contest: _Contest, rates: Rates) -> _Work:
-    def ours(model: WorldModel) -> Tensor:
-        return model.tokenizer.tokenize(contest.frames)
-
-    return _Work(
-        name="tokenize",
-        plain=lambda: contest.plain.tokenizer.tokenize(contest.frames),
-        ours=ours,
-        differences=lambda _, plain, made: {"tokens_that_differ": float((plain != made).float().mean())},
-        floor=lambda model: arithmetic_floor(lambda: ours(model), _dtype(model), rates),
-    )
-
-
-def _detokenize(contest: _Contest, rates: Rates) -> _Work:
-    tokens = contest.ours["float32"].tokenizer.tokenize(contest.frames)
-
-    def ours(model: WorldModel) -> Tensor:
-        return model.tokenizer.detokenize(tokens)
-
-    return _Work(
-        name="detokenize",
-        plain=lambda: contest.plain.tokenizer.detokenize(tokens),
-        ours=ours,
-        differences=lambda _, plain, made: {"largest_difference": _largest_difference(plain, made)},
-        floor=lambda model: arithmetic_floor(lambda: ours(model), _dtype(model), rates),
-    )
+def _rollout(models: _Models, name: str) -> Case:
+    contexts, branches, rewards = ROLLOUTS[name]
+    model = next(iter(models.ours.values()))
+    context, rows = _random_video(contexts, model)[:, :-HORIZON], contexts * branches
+    actions = _random_actions(rows, HORIZON, model)
+    done = min(rows, _REFERENCE_ROWS_ON_CPU) if model.device.type == "cpu" else rows
+    repeated = context.repeat_interleave(branches, dim=0)[:done]
+    plain = {p: partial(reference.rollout, repeated, actions[:done], HORIZON) for p, reference in models.plain.items()}
+    ours = {p: partial(_imagine, copy, context, branches, actions) for p, copy in models.ours.items()}
+    for reference in models.plain.values():
+        reference.rollout(repeated, actions[:done, :1], 1)
+    for run in ours.values():
+        run()
+    work = f"{models.size}, {contexts} x {branches} x ({context.shape[1]} + {HORIZON}) frames"
+    facts = {"frames": rows * HORIZON, "differences": models.differences}
+    return Case.against(name, work + ", rewards" * rewards, plain, ours, done / rows, facts=facts)
 
 
-def _rollout(contest: _Contest, rates: Rates) -> _Work:
-    used = contest.actions[:, contest.context_frames - 1 : -1]
-    arithmetic = count_arithmetic(contest.ours["float32"])
-
-    def ours(model: WorldModel) -> Tensor:
-        return model.rollout(contest.context, contest.actions, seed=_SEED).video[:, 0]
-
-    return _Work(
-        name="rollout",
-        plain=lambda: plain_rollout(contest.plain, contest.context, used, _SEED).video,
-        ours=ours,
-        differences=partial(_rollout_differences, contest),
-        floor=lambda model: sum(rollout_work(model, arithmetic, 1, 1, HORIZON).floor(rates).values()),
-    )
-
-
-@torch.no_grad()
-def _rollout_differences(contest: _Contest, model: WorldModel, plain: Tensor, made: Tensor) -> dict[str, float]:
-    """Differences of the logits on one token sequence, and the share of imagined frames that differ.
-
-    Logits that differ by rounding can draw another token, after which that future is another; so frames may differ.
-    """
-    tokens = contest.ours["float32"].tokenizer.tokenize(contest.frames)
-    logits = [way.transformer(tokens, contest.actions).logits for way in (contest.plain, model)]
-    apart = (plain - made)[:, contest.context_frames :].abs().amax(dim=(2, 3, 4)) > _SAME_PIXEL
-    return {
-        "largest_difference": _largest_difference(*logits),
-        "frames_that_differ": float(apart.float().mean()),
-    }
-
-
-def _measure(contest: _Contest, work: _Work, repeats: int, device: torch.device) -> Comparison:
-    expected = work.plain()  # these first runs are not timed
-    differences = {
-        precision: work.differences(model, expected, work.ours(model)) for precision, model in contest.ours.items()
-    }
-    worst = next(iter(differences["float32"].values()))
-    assert worst < _TOLERANCE, f"{work.name}: the two ways differ by {worst:g}"
-    ours = {precision: partial(work.ours, model) for precision, model in contest.ours.items()}
-    timings = take_turns({REFERENCE: work.plain, **ours}, repeats, device)
-    return Comparison(
-        name=work.name,
-        size=contest.size,
-        work=f"1 x ({contest.context_frames} + {HORIZON}) frames",
-        unit="s",
-        reference=timings.pop(REFERENCE),
-        ours=timings,
-        differences=differences,
-        floor={precision: work.floor(model) for precision, model in contest.ours.items()},
-    )
-
-
-def _dtype(model: WorldModel) -> torch.dtype:
-    return model.transformer.head.weight.dtype
-
-
-def _largest_difference(one: Tensor, other: Tensor) -> float:
-    return float((one.float() - other.float()).abs().max())
+def _imagine(model: InferenceModel, context: Tensor, branches: int, actions: Tensor) -> dict[str, float]:
+    """Seconds of the parts, and the memory that the session held."""
+    moments = [now(model.device)]
+    with model.start(context, branches, _SEED, horizon=HORIZON) as session:
+        moments.append(now(model.device))
+        tokens = [session.step(actions[:, j], decode=False).tokens for j in range(HORIZON)]
+        moments.append(now(model.device))
+        session.decode(torch.stack(tokens, dim=1))
+        moments.append(now(model.device))
+        parts = zip(("start", "steps", "decode"), pairwise(moments), strict=True)
+        return {**{part: after - before for part, (before, after) in parts}, "session_bytes": session.bytes}

@@ -1,4 +1,4 @@
-"""Timing that stands noise: ways of doing the same work take turns, and medians are compared."""
+"""Cases, and how they are timed: variants of the same work take turns, and medians are compared."""
 
 from __future__ import annotations
 
@@ -7,141 +7,125 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Self
 
 import torch
 
-REFERENCE = "reference"
-"""Name of the straightforward way among the ways that take turns."""
+from ivideogpt.devices import Precision
 
-Unit = Literal["s", "steps/s"]
+Run = Callable[[], object]
+"""Does the work once. If it returns a mapping, these are figures of its own, such as the seconds of its parts."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of the table. Every variant has been run before, so that nothing is set up while the clock runs."""
+
+    name: str
+    work: str
+    """Models, batch and frames."""
+    variants: Mapping[str, Run]
+    ratios: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """What to compare, by name, the most important first: the slower variant and the faster one."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """The share of the work that a variant does, where that is not all; its times are scaled up."""
+    turns: int = 1
+    """Timed runs of each variant for every repeat asked for."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What else is known, for JSON: the number of frames, differences between the variants."""
+
+    @classmethod
+    def against(
+        cls,
+        name: str,
+        work: str,
+        reference: Mapping[Precision, Run],
+        ours: Mapping[Precision, Run],
+        share: float = 1.0,
+        **more: Any,
+    ) -> Self:
+        """The reference against ours, first in the same precision, then the mixed ratio.
+
+        Args:
+            name, work, more: fields of the case.
+            reference, ours: what does the work, by precision.
+            share: of the work, that the reference does.
+        """
+        theirs = {precision: f"reference, {precision}" for precision in reference}
+        ratios = {f"both in {precision}": (slow, f"ours, {precision}") for precision, slow in theirs.items()}
+        if len(theirs) > 1:
+            ratios["float32 against ours in bf16"] = (theirs["float32"], "ours, bf16")
+        variants = {theirs[precision]: run for precision, run in reference.items()}
+        variants |= {f"ours, {precision}": run for precision, run in ours.items()}
+        shares = dict.fromkeys(theirs.values(), share) if share != 1 else {}
+        return cls(name, work, variants, ratios, shares, **more)
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds that each run of one way took, in the order of the runs."""
+    """Seconds that each run of a variant took, in their order, and what its last run reported."""
 
-    runs: tuple[float, ...]
+    seconds: tuple[float, ...]
+    reported: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def median(self) -> float:
         """Median of the runs, seconds."""
-        return statistics.median(self.runs)
+        return statistics.median(self.seconds)
 
     @property
     def p90(self) -> float:
         """Nine of ten runs took no longer, seconds."""
-        return sorted(self.runs)[math.ceil(0.9 * len(self.runs)) - 1]
-
-    def scaled(self, factor: float) -> Timing:
-        """As if every run had taken `factor` times as long."""
-        return Timing(tuple(seconds * factor for seconds in self.runs))
-
-
-class Laps:
-    """Takes the time of the parts of a run, one after the other; it runs from when it is made.
-
-    Args:
-        device: whose queue is waited for at the end of every part.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        """What each part took so far."""
-        self._device = device
-        self._last = self._now()
-
-    def lap(self, part: str) -> None:
-        """Count the time since the last lap as time of `part`."""
-        now = self._now()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
-        self._last = now
-
-    def _now(self) -> float:
-        synchronize(self._device)
-        return time.perf_counter()
+        return sorted(self.seconds)[math.ceil(0.9 * len(self.seconds)) - 1]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The straightforward way and ours on the same work, measured in one run."""
+class Measured:
+    """A case and the times of its variants."""
 
-    name: str
-    """What is measured, for example `rollout`."""
-    size: str
-    """Models it is measured with, for example `official`."""
-    work: str
-    """Batch and frames of one run."""
-    unit: Unit
-    """How the speed is shown: seconds a run, or runs (training steps) a second."""
-    reference: Timing
-    """The straightforward way, float32."""
-    ours: Mapping[str, Timing]
-    """Ours, by precision."""
-    differences: Mapping[str, Mapping[str, float]]
-    """Between the outputs of the two ways, by precision."""
-    floor: Mapping[str, float] = field(default_factory=dict)
-    """Least seconds that this machine could take, by precision."""
+    case: Case
+    timings: Mapping[str, Timing]
 
     @property
-    def best(self) -> str:
-        """The precision in which ours is fastest."""
-        return min(self.ours, key=lambda precision: self.ours[precision].median)
-
-    def ratio(self, precision: str) -> float:
-        """How many times faster than the straightforward way: the ratio of the medians."""
-        return self.reference.median / self.ours[precision].median
-
-    def speed(self, timing: Timing) -> float:
-        """The median of a timing in this comparison's unit."""
-        return timing.median if self.unit == "s" else 1 / timing.median
+    def ratios(self) -> dict[str, float]:
+        """How many times faster, by the names of the case: ratios of medians."""
+        pairs = self.case.ratios.items()
+        return {name: self.timings[slow].median / self.timings[fast].median for name, (slow, fast) in pairs}
 
     def figures(self) -> dict[str, Any]:
         """Everything measured, for JSON."""
-        ours = {
-            precision: {
-                **self._figures(timing),
-                "ratio": self.ratio(precision),
-                "floor_seconds": self.floor.get(precision),
-                "differences": dict(self.differences[precision]),
+        variants = {
+            variant: {
+                "median": timing.median,
+                "p90": timing.p90,
+                "seconds": list(timing.seconds),
+                "share_measured": self.case.shares.get(variant, 1.0),
+                "reported": dict(timing.reported),
             }
-            for precision, timing in self.ours.items()
+            for variant, timing in self.timings.items()
         }
-        return {
-            "name": self.name,
-            "size": self.size,
-            "work": self.work,
-            "unit": self.unit,
-            "reference": self._figures(self.reference),
-            "ours": ours,
-            "best": self.best,
-            "ratio": self.ratio(self.best),
-        }
-
-    def _figures(self, timing: Timing) -> dict[str, Any]:
-        return {"median": self.speed(timing), "seconds": list(timing.runs)}
+        named = {"name": self.case.name, "work": self.case.work}
+        return {**named, "ratios": self.ratios, "variants": variants, **self.case.facts}
 
 
-def take_turns(ways: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, Timing]:
-    """Run every way once, then every way again, so that a machine whose speed drifts slows all of them alike.
+def measure(case: Case, repeats: int, device: torch.device) -> Measured:
+    """Run every variant once, then every variant again, so that a machine whose speed drifts slows all of them alike.
 
-    Args:
-        ways: what to run, by name; each has been run before, so that nothing is set up while the clock runs.
-        repeats: runs of each way.
-        device: whose queue is waited for before the clock stops.
+    Takes `repeats` times the case's own turns, and waits for the device before the clock stops.
     """
-    runs: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            synchronize(device)
-            start = time.perf_counter()
-            way()
-            synchronize(device)
-            runs[name].append(time.perf_counter() - start)
-    return {name: Timing(tuple(seconds)) for name, seconds in runs.items()}
+    seconds: dict[str, list[float]] = {variant: [] for variant in case.variants}
+    reported: dict[str, Mapping[str, float]] = {}
+    for _ in range(repeats * case.turns):
+        for variant, run in case.variants.items():
+            start = now(device)
+            result = run()
+            seconds[variant].append((now(device) - start) / case.shares.get(variant, 1.0))
+            reported[variant] = result if isinstance(result, Mapping) else {}
+    return Measured(case, {variant: Timing(tuple(runs), reported[variant]) for variant, runs in seconds.items()})
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait for what the device still has to do."""
+def now(device: torch.device) -> float:
+    """The time, seconds, when a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()

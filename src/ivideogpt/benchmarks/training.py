@@ -1,26 +1,27 @@
-"""Training steps of the nano models through the one training loop, against the plain float32 module.
+"""Optimizer steps of the nano models through the one training loop, against plain modules.
 
-Both ways run the same loop, losses and optimizer on the same batch; only the model's arithmetic differs.
+Both run the same loop, losses and optimizer on the same batch; only the model's arithmetic differs.
 """
 
 from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
 
 from ivideogpt.benchmarks.reference import PlainTransformerLearner, plain_twin
-from ivideogpt.benchmarks.timing import REFERENCE, Comparison, take_turns
+from ivideogpt.benchmarks.timing import Case
 from ivideogpt.data.loader import Batch
-from ivideogpt.devices import choose_precision
+from ivideogpt.devices import Precision
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
-from ivideogpt.training.loop import Learner, SampleT, StepReport, train
+from ivideogpt.training.loop import Learner, SampleT, train
 from ivideogpt.training.tokenizer import TokenizerLearner
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner
@@ -29,30 +30,15 @@ from ivideogpt.transformer import VideoTransformer
 TOKENIZER, TRANSFORMER = "nano-64", "nano"
 BATCH, FUTURE_FRAMES, SEGMENT_FRAMES, ACTIONS = 8, 4, 16, 2
 
-_STEPS_A_REPEAT = 4
+_TURNS = 4
 _NEVER = 2**31  # steps; the clock is stopped long before anything is logged, validated or saved
-_TOLERANCE = 1e-3  # of the loss, relative; float32 differs by 1e-6, TF32 convolutions by more
 
 
 @dataclass(frozen=True)
-class _Contest(Generic[SampleT]):
-    """One training, in two ways."""
-
-    name: str
-    work: str
-    batch: SampleT
-    config: TrainingConfig
-    ours: Callable[[bool], Learner[SampleT]]
-    """Makes our learner, in bf16 or in float32."""
-    plain: Callable[[], Learner[SampleT]]
-    """Makes the straightforward learner, with the same initial weights."""
-
-
 class _SameBatch(Generic[SampleT]):
     """A stream of one batch, again and again, so that preparing data is not measured."""
 
-    def __init__(self, batch: SampleT) -> None:
-        self.batch = batch
+    batch: SampleT
 
     def batch_at(self, step: int) -> SampleT:
         return self.batch
@@ -62,102 +48,70 @@ class _SameBatch(Generic[SampleT]):
             yield self.batch
 
 
-def measure_training(repeats: int, device: torch.device) -> Iterator[Comparison]:
-    """Time optimizer steps of the tokenizer and of the transformer; yields each when it is measured.
-
-    Args:
-        repeats: each way makes four timed steps a repeat.
-        device: where the models are trained.
-    """
+def training_cases(device: torch.device, precisions: Sequence[Precision]) -> Iterator[Case]:
+    """Steps of the tokenizer, and of the transformer; a case is to be measured before the next is asked for."""
     with tempfile.TemporaryDirectory() as folder:
-        yield _measure(_tokenizer_contest(Path(folder) / "tokenizer", device), repeats, device)
-        yield _measure(_transformer_contest(Path(folder) / "transformer", device), repeats, device)
+        yield _tokenizer_case(Path(folder) / "tokenizer", device, precisions)
+        yield _transformer_case(Path(folder) / "transformer", device, precisions)
 
 
-def _tokenizer_contest(out: Path, device: torch.device) -> _Contest[Batch]:
+def _tokenizer_case(out: Path, device: torch.device, precisions: Sequence[Precision]) -> Case:
     torch.manual_seed(0)
-    model = CompressiveTokenizer.from_preset(TOKENIZER).to(device)
+    model, config = CompressiveTokenizer.from_preset(TOKENIZER).to(device), TokenizerTrainingConfig(**_idle_run(out))
     t, size = model.config.context_frames, model.config.resolution
     pixels = torch.randint(0, 256, (BATCH, t + FUTURE_FRAMES, 3, size, size), dtype=torch.uint8)
-    config = TokenizerTrainingConfig(**_idle_run(out))
+    batch = Batch(pixels, None, None, torch.ones(pixels.shape[:2], dtype=torch.bool))
 
-    def learner(model: CompressiveTokenizer, bf16: bool = False) -> TokenizerLearner:
-        return TokenizerLearner(model, config, device, bf16)
+    def learner(plain: bool, bf16: bool) -> TokenizerLearner:
+        own = copy.deepcopy(model)
+        return TokenizerLearner(plain_twin(own) if plain else own, config, device, bf16)
 
-    return _Contest(
-        name="train tokenizer",
-        work=f"{BATCH} x ({t} + {FUTURE_FRAMES}) frames",
-        batch=Batch(pixels, None, None, torch.ones(pixels.shape[:2], dtype=torch.bool)),
-        config=config,
-        ours=lambda bf16: learner(copy.deepcopy(model), bf16),
-        plain=lambda: learner(plain_twin(copy.deepcopy(model))),
-    )
+    work = f"{TOKENIZER}, {BATCH} x ({t} + {FUTURE_FRAMES}) frames"
+    return _case("train tokenizer", work, learner, batch, config, device, precisions)
 
 
-def _transformer_contest(out: Path, device: torch.device) -> _Contest[TokenBatch]:
+def _transformer_case(out: Path, device: torch.device, precisions: Sequence[Precision]) -> Case:
     torch.manual_seed(0)
-    tokenizer = CompressiveTokenizer.from_preset(TOKENIZER)
+    tokenizer, config = CompressiveTokenizer.from_preset(TOKENIZER), TransformerTrainingConfig(**_idle_run(out))
     model = VideoTransformer.from_preset(TRANSFORMER, layout=tokenizer.layout, action_dim=ACTIONS).to(device)
     layout, t = model.layout, model.layout.context_frames
     context = torch.randint(layout.context_codes, (BATCH, t, layout.context_tokens))
     dynamics = torch.randint(layout.dynamics_codes, (BATCH, SEGMENT_FRAMES - t, layout.dynamics_tokens))
-    config = TransformerTrainingConfig(**_idle_run(out))
-    return _Contest(
-        name="train transformer",
-        work=f"{BATCH} x {SEGMENT_FRAMES} frames, actions",
-        batch=TokenBatch(
-            layout.assemble(context, dynamics),
-            mask=torch.ones(BATCH, SEGMENT_FRAMES, dtype=torch.bool),
-            actions=torch.rand(BATCH, SEGMENT_FRAMES, ACTIONS) * 2 - 1,
-        ),
-        config=config,
-        ours=lambda bf16: TransformerLearner(copy.deepcopy(model), tokenizer, config, device, bf16),
-        plain=lambda: PlainTransformerLearner(plain_twin(copy.deepcopy(model)), tokenizer, config, device, False),
+    batch = TokenBatch(
+        layout.assemble(context, dynamics),
+        mask=torch.ones(BATCH, SEGMENT_FRAMES, dtype=torch.bool),
+        actions=torch.rand(BATCH, SEGMENT_FRAMES, ACTIONS) * 2 - 1,
     )
+
+    def learner(plain: bool, bf16: bool) -> TransformerLearner:
+        own, kind = copy.deepcopy(model), PlainTransformerLearner if plain else TransformerLearner
+        return kind(plain_twin(own) if plain else own, tokenizer, config, device, bf16)
+
+    work = f"{TRANSFORMER}, {BATCH} x {SEGMENT_FRAMES} frames, actions"
+    return _case("train transformer", work, learner, batch, config, device, precisions)
 
 
 def _idle_run(out: Path) -> dict[str, Any]:
-    """Settings of a run that only steps."""
-    return {
-        "data": out,  # not read: the batches are given
-        "out": out,
-        "batch_size": BATCH,
-        "steps": _NEVER,
-        "log_every": _NEVER,
-        "validate_every": _NEVER,
-        "validation_batches": 1,
-        "save_every": _NEVER,
-    }
+    """Settings of a run that only steps; no data are read, since the batches are given."""
+    never = dict.fromkeys(("steps", "log_every", "validate_every", "save_every"), _NEVER)
+    return {"data": out, "out": out, "batch_size": BATCH, "validation_batches": 1, **never}
 
 
-def _measure(contest: _Contest[SampleT], repeats: int, device: torch.device) -> Comparison:
-    bf16 = choose_precision("auto", device) == "bf16"
-    precision = "bf16" if bf16 else "float32"
-    difference = _loss_difference(contest.ours(False), contest.plain(), contest.batch.to(device))
-    assert difference < _TOLERANCE, f"the two ways differ by {difference:g} in the loss"
-    plain, ours = (_steps(learner, contest, device) for learner in (contest.plain(), contest.ours(bf16)))
-    next(plain), next(ours)  # not timed: the optimizer makes its state
-    ways = {REFERENCE: lambda: next(plain), precision: lambda: next(ours)}
-    timings = take_turns(ways, repeats * _STEPS_A_REPEAT, device)
-    return Comparison(
-        name=contest.name,
-        size="nano",
-        work=contest.work,
-        unit="steps/s",
-        reference=timings.pop(REFERENCE),
-        ours=timings,
-        differences={precision: {"loss_in_float32": difference}},
+def _case(
+    name: str,
+    work: str,
+    learner: Callable[[bool, bool], Learner[SampleT]],
+    batch: SampleT,
+    config: TrainingConfig,
+    device: torch.device,
+    precisions: Sequence[Precision],
+) -> Case:
+    """Steps of learners that `learner(plain, bf16)` makes, always with the same weights."""
+    batches = _SameBatch(batch)
+    plain, ours = (
+        {p: partial(next, train(learner(is_plain, p == "bf16"), batches, batches, config, device)) for p in precisions}
+        for is_plain in (True, False)
     )
-
-
-def _steps(learner: Learner[SampleT], contest: _Contest[SampleT], device: torch.device) -> Iterator[StepReport]:
-    batches = _SameBatch(contest.batch)
-    return train(learner, batches, batches, contest.config, device)
-
-
-@torch.no_grad()
-def _loss_difference(one: Learner[SampleT], other: Learner[SampleT], batch: SampleT) -> float:
-    """Relative difference of the summed losses of two learners, without dropout, which draws anew at every call."""
-    one.model.eval(), other.model.eval()
-    first, second = (sum(float(x) for x in way.losses(batch, 0).values()) for way in (one, other))
-    return abs(first - second) / max(abs(second), 1e-9)
+    for step in (*plain.values(), *ours.values()):
+        step()  # not timed: the optimizer makes its state
+    return Case.against(name, work, plain, ours, turns=_TURNS)

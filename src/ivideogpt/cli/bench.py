@@ -1,13 +1,13 @@
-"""`ivideogpt bench`: our speed against the straightforward way, measured in one run."""
+"""`ivideogpt bench`: our speed against a reference, measured in one run."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field
 
@@ -19,148 +19,150 @@ from ivideogpt.errors import OutputError
 if TYPE_CHECKING:
     import torch
 
-    from ivideogpt.benchmarks.floor import Rates
-    from ivideogpt.benchmarks.timing import Comparison, Timing
+    from ivideogpt.benchmarks.timing import Case, Measured
+    from ivideogpt.devices import Precision
+
+_NOT_MEASURED = ("out", "overwrite", "as_json")
 
 
-class Options(BaseOptions):
-    """Measure speed against the straightforward way: the same work on the same weights, in turns, in the same run.
+class BenchOptions(BaseOptions):
+    """What every benchmark is told."""
 
-    Training: optimizer steps of the nano tokenizer and transformer. Generation: tokenizing, imagining and decoding
-    10 future frames of one video, random weights. A ratio is one of medians; leave the machine alone meanwhile.
-    `ivideogpt bench rollout` measures sessions of many futures.
+    repeats: int = Field(3, ge=1)
+    """Timed runs of each variant; several times as many where a run is short."""
+    precision: Literal["all", "float32", "bf16"] = "all"
+    """What the reference and ours compute in; all is float32 and, where the hardware multiplies it, bf16."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:n."""
+    out: Path | None = None
+    """File for everything measured; outputs/bench/<date and time>.json where left out."""
+    overwrite: bool = False
+    """Replace the file if it exists."""
+    as_json: Json = False
+    """Print everything measured as JSON."""
+
+
+AnyBench = TypeVar("AnyBench", bound=BenchOptions)
+
+
+class Options(BenchOptions):
+    """Measure speed against a reference: the same work on the same weights, in turns, in the same run.
+
+    Training: optimizer steps of the nano tokenizer and transformer. Generation: tokenizing, decoding and imagining
+    10 future frames of one video, random weights; needs the extra hf. A ratio is one of medians, of the same precision
+    unless it says otherwise; leave the machine alone meanwhile. `ivideogpt bench rollout` measures many futures.
     """
 
     only: Literal["all", "training", "generation"] = "all"
     """What to measure."""
     size: Literal["all", "nano", "official"] = "all"
     """Models to generate with; official is 114 M tokenizer and 138 M transformer. Training is always nano."""
-    repeats: int = Field(5, ge=1)
-    """Timed runs of each way; four times as many training steps."""
-    out: Path | None = None
-    """File for everything measured; outputs/bench/<date and time>.json where left out."""
-    overwrite: bool = False
-    """Replace the file if it exists."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:n."""
-    as_json: Json = False
-    """Print everything measured as JSON."""
 
 
 def run(options: Options) -> None:
     """Measure, print the table and write the JSON."""
-    from ivideogpt.benchmarks.floor import measure_rates
-    from ivideogpt.benchmarks.generation import precisions
+    measure_all("bench", options, _cases)
+
+
+def _cases(options: Options, device: torch.device, precisions: list[Precision]) -> Iterator[Case]:
+    from ivideogpt.benchmarks.generation import generation_cases
+    from ivideogpt.benchmarks.training import training_cases
+
+    if options.only != "training":  # first: what it lacks is found before anything has been measured
+        for size in ("nano", "official") if options.size == "all" else (options.size,):
+            yield from generation_cases(size, device, precisions)
+    if options.only != "generation":
+        yield from training_cases(device, precisions)
+
+
+def measure_all(
+    name: str,
+    options: AnyBench,
+    cases: Callable[[AnyBench, torch.device, list[Precision]], Iterable[Case]],
+) -> None:
+    """Measure all cases, print their table or JSON, and write the JSON.
+
+    Args:
+        name: the command's, for example `bench rollout`.
+        options: what it was told.
+        cases: makes the cases, each when the one before it has been measured.
+    """
+    from ivideogpt.benchmarks.generation import precisions_on
+    from ivideogpt.benchmarks.machine import describe_machine
+    from ivideogpt.benchmarks.timing import measure
     from ivideogpt.devices import choose_device
+    from ivideogpt.files import write_text_atomically
 
     device = choose_device(options.device)
-    file = claim(options.out, options.overwrite)
-    rates = measure_rates(device, precisions(device).values())
-    comparisons = []
-    for comparison in _measure(options, device, rates):
-        comparisons.append(comparison)
-        tell(f"{_title(comparison)}: {comparison.ratio(comparison.best):.1f}x")
-    results = [comparison.figures() for comparison in comparisons]
-    publish(file, _command(options), device, rates, results, _table(comparisons), options.as_json)
+    started = time.strftime("%Y%m%d-%H%M%S")
+    out = _claim(options.out or Path("outputs/bench") / f"{started}.json", options.overwrite)
+    tell("measuring; this takes minutes, and other work on this machine would spoil it")
+    measured = []
+    precisions = precisions_on(device) if options.precision == "all" else [options.precision]
+    for case in cases(options, device, precisions):
+        measured.append(measure(case, options.repeats, device))
+        tell(f"{case.name}, {case.work}: {_ratios(measured[-1]) or 'done'}")
+    figures = {
+        "command": _command(name, options),
+        "started": started,
+        "device": str(device),
+        **describe_machine(device),
+        "results": [one.figures() for one in measured],
+    }
+    write_text_atomically(out, json.dumps(figures, indent=2) + "\n")
+    if options.as_json:
+        report(figures, as_json=True)
+    else:
+        print("\n\n".join(_table(one) for one in measured))
+    finish([("figures", out)], as_json=options.as_json)
 
 
-class File(NamedTuple):
-    """Where everything measured is going to be written."""
-
-    path: Path
-    started: str
-
-
-def claim(out: Path | None, overwrite: bool) -> File:
-    """Choose the file, and say that it will take a while.
+def _claim(out: Path, overwrite: bool) -> Path:
+    """The file that everything will be written to.
 
     Raises:
         OutputError: it cannot be written; better before the minutes of measuring than after.
     """
     from ivideogpt.files import readable_write_errors
 
-    started = time.strftime("%Y%m%d-%H%M%S")
-    out = out or Path("outputs/bench") / f"{started}.json"
     if out.is_dir():
         raise OutputError(f"output file {out} is a folder. Name a file, for example {out / 'bench.json'}.")
     if out.exists() and not overwrite:
         raise OutputError(f"output file {out} exists. Choose another name, or pass --overwrite.")
     with readable_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-    tell("measuring; this takes minutes, and other work on this machine would spoil it")
-    return File(out, started)
+    return out
 
 
-def publish(
-    file: File,
-    command: str,
-    device: torch.device,
-    rates: Rates,
-    results: list[dict[str, Any]],
-    table: str,
-    as_json: bool,
-) -> None:
-    """Write the JSON, and print it or the table."""
-    from ivideogpt.benchmarks.machine import describe_machine
-    from ivideogpt.files import write_text_atomically
-
-    figures = {
-        "command": command,
-        "started": file.started,
-        "device": device,
-        **describe_machine(device),
-        "rates": rates.figures(),
-        "results": results,
-    }
-    write_text_atomically(file.path, json.dumps(figures, indent=2, default=str) + "\n")
-    if as_json:
-        report(figures, as_json=True)
-    else:
-        print(table)
-    finish([("figures", file.path)], as_json=as_json)
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """A table: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(_line(row, widths) for row in rows)
-
-
-def _measure(options: Options, device: torch.device, rates: Rates) -> Iterator[Comparison]:
-    from ivideogpt.benchmarks.generation import SIZES, measure_generation
-    from ivideogpt.benchmarks.training import measure_training
-
-    if options.only != "generation":
-        yield from measure_training(options.repeats, device)
-    if options.only != "training":
-        for size in SIZES if options.size == "all" else [options.size]:
-            yield from measure_generation(size, options.repeats, device, rates)
-
-
-def _command(options: Options) -> str:
+def _command(name: str, options: BenchOptions) -> str:
     """The command line that measures the same again."""
-    chosen = {"--only": options.only, "--size": options.size, "--repeats": options.repeats, "--device": options.device}
-    return shlex.join(["ivideogpt", "bench", *(str(word) for pair in chosen.items() for word in pair)])
+    chosen = {key: value for key, value in options.model_dump().items() if key not in _NOT_MEASURED}
+    words = [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
+    return shlex.join(["ivideogpt", *name.split(), *words])
 
 
-def _title(comparison: Comparison) -> str:
-    return f"{comparison.name}, {comparison.size}, {comparison.work}"
+def _ratios(measured: Measured) -> str:
+    return ", ".join(f"{name} {ratio:.1f}x" for name, ratio in measured.ratios.items())
 
 
-def _table(comparisons: list[Comparison]) -> str:
-    """A row for each comparison: the straightforward way, ours, how many times faster, and the floor."""
-    rows: list[tuple[str, ...]] = [("median", "straightforward", "ours", "precision", "times faster", "floor")]
-    for one in comparisons:
-        floor = f"{one.floor[one.best]:.3g} s" if one.best in one.floor else ""
-        speeds = [_speed(one, timing) for timing in (one.reference, one.ours[one.best])]
-        rows.append((_title(one), *speeds, one.best, f"{one.ratio(one.best):.1f}", floor))
-    return aligned(rows)
+def _table(measured: Measured) -> str:
+    """A title with the ratios, and a line for each variant."""
+    case, ratios = measured.case, _ratios(measured)
+    title = f"{case.name}, {case.work}" + (f": {ratios}" if ratios else "")
+    lines = [("variant", "median", "9 of 10", "frames/s", "parts of the last run")]
+    for variant, timing in measured.timings.items():
+        shown = f"{variant}, from {case.shares[variant]:.0%}" if variant in case.shares else variant
+        rate = f"{case.facts['frames'] / timing.median:.3g}" if "frames" in case.facts else ""
+        parts = ", ".join(f"{part} {_amount(part, value)}" for part, value in timing.reported.items())
+        lines.append((shown, _seconds(timing.median), _seconds(timing.p90), rate, parts))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) for line in lines)
+    return "\n".join([title, *(f"  {row}".rstrip() for row in rows)])
 
 
-def _line(row: tuple[str, ...], widths: list[int]) -> str:
-    cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
-    return "  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip()
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _speed(comparison: Comparison, timing: Timing) -> str:
-    return f"{comparison.speed(timing):.3g} {comparison.unit}"
+def _amount(part: str, value: float) -> str:
+    return f"{value / 1e6:.3g} MB" if part.endswith("bytes") else _seconds(value)

@@ -19,7 +19,7 @@ COMMANDS = {
     "train tokenizer": "train a tokenizer on episodes",
     "train transformer": "train a transformer on the tokens of a trained tokenizer",
     "predict": "imagine the future of one episode, beside what really happened",
-    "bench": "measure speed against the straightforward way",
+    "bench": "measure speed against a reference",
     "bench rollout": "measure sessions of one future and of many against Hugging Face's generate",
     "info": "say what a model is",
 }
