@@ -5,8 +5,9 @@ from __future__ import annotations
 import platform
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Literal, NamedTuple, cast, get_args
 
 import torch
 
@@ -61,17 +62,60 @@ def _multiplies_bf16(device: torch.device) -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(_linux_cpu_flags())
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Memory that could be taken on a device now, bytes; None where the system does not say."""
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Within the block nothing is rounded, where autocast would; there are devices that have none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def free_memory(device: torch.device, root: Path = Path("/")) -> int | None:
+    """Memory that could be taken on a device now, bytes; None where the system does not say.
+
+    On a CPU also under the limits of the containers that this runs in. `root` is where the system's files are.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
+    fields = dict(line.split(":", 1) for line in _lines(root / "proc/meminfo"))
+    available = [int(fields["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in fields else []
+    return min([*available, *_free_in_containers(root)], default=None)
+
+
+class _MemoryFiles(NamedTuple):
+    """What a control group's files about memory are called."""
+
+    limit: str
+    used: str
+    reclaimable: str
+    """In `memory.stat`: cached files, which count as used and go where memory is needed."""
+
+
+_VERSION_1 = _MemoryFiles("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_VERSION_2 = _MemoryFiles("memory.max", "memory.current", "inactive_file")
+
+
+def _free_in_containers(root: Path) -> Iterator[int]:
+    """Memory that is free under each limit of the control groups that this process is in."""
+    for line in _lines(root / "proc/self/cgroup"):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        files, mounted = (_VERSION_1, "memory") if controllers else (_VERSION_2, "")
+        # Inside a container the path is that of the host, or "/": then its own limit is at the top.
+        parts = Path(path.lstrip("/")).parts
+        for depth in range(len(parts) + 1):
+            free = _free_under(Path(root, "sys/fs/cgroup", mounted, *parts[:depth]), files)
+            if free is not None:
+                yield free
+
+
+def _free_under(group: Path, files: _MemoryFiles) -> int | None:
+    limit, used = (next(iter(_lines(group / name)), "max") for name in (files.limit, files.used))
+    if "max" in (limit, used):
         return None
-    kilobytes = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kilobytes is None else int(kilobytes) * 1024
+    stat = dict(line.split() for line in _lines(group / "memory.stat"))
+    return max(0, int(limit) - int(used) + int(stat.get(files.reclaimable, 0)))
 
 
 def cpu_model() -> str:
@@ -85,11 +129,15 @@ def _linux_cpu_flags() -> list[str]:
 
 def _cpu_fields(*names: str) -> Iterator[str]:
     """Values of the lines of /proc/cpuinfo with these names; none where there is no such file."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
+    for line in _lines(Path("/proc/cpuinfo")):
         name, _, value = line.partition(":")
         if name.strip().lower() in names:
             yield value.strip()
+
+
+def _lines(file: Path) -> list[str]:
+    """The lines of a file of the system; none where there is no such file."""
+    try:
+        return file.read_text().splitlines()
+    except OSError:
+        return []

@@ -12,7 +12,9 @@ frame is read from that frame's last token. With a goal frame the sequence is [g
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -180,6 +182,10 @@ class TokenLayout:
         places[self.dynamics_positions(frames)] = torch.tensor(self.dynamics_places)
         return places
 
+    def on_device(self, frames: int, device: torch.device) -> Positions:
+        """Positions on a device, sent there once."""
+        return _positions(self, frames, device)
+
     # Sequences
 
     def assemble(self, context: Tensor, dynamics: Tensor) -> Tensor:
@@ -195,10 +201,11 @@ class TokenLayout:
         batch, futures = dynamics.shape[:2]
         frames = self.context_frames + futures
         tokens = context.new_empty(batch, self.length(frames))
-        tokens[:, self.context_positions().flatten()] = context.reshape(batch, -1)
-        tokens[:, self.context_slot_positions()] = self.context_slot
-        tokens[:, self.future_slot_positions(frames)] = self.future_slot
-        tokens[:, self.dynamics_positions(frames).flatten()] = dynamics.reshape(batch, -1) + self.context_codes
+        places = self.on_device(frames, context.device)
+        tokens[:, places.context] = context.reshape(batch, -1)
+        tokens[:, places.context_slots] = self.context_slot
+        tokens[:, places.future_slots] = self.future_slot
+        tokens[:, places.dynamics] = dynamics.reshape(batch, -1) + self.context_codes
         return tokens
 
     def split(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,6 +240,35 @@ class TokenLayout:
             padded = ~mask[:, self.context_frames :].repeat_interleave(self.frame_length, dim=1)
             labels[:, self.prefix_length :].masked_fill_(padded, IGNORED)
         return labels
+
+
+class Positions(NamedTuple):
+    """Where the tokens of sequences of some length stand."""
+
+    context: Tensor
+    """(t*N,)"""
+    context_slots: Tensor
+    """(t - 1,)"""
+    future_slots: Tensor
+    """(F,)"""
+    dynamics: Tensor
+    """(F*M,)"""
+    places: Tensor
+    """(L,) the place of every position."""
+
+
+@functools.lru_cache(maxsize=64)
+def _positions(layout: TokenLayout, frames: int, device: torch.device) -> Positions:
+    # Not inside inference mode, whose tensors no gradient may meet.
+    with torch.inference_mode(False):
+        tensors = (
+            layout.context_positions().flatten(),
+            layout.context_slot_positions(),
+            layout.future_slot_positions(frames),
+            layout.dynamics_positions(frames).flatten(),
+            layout.places(frames),
+        )
+        return Positions(*(tensor.to(device) for tensor in tensors))
 
 
 def _require_slots(name: str, slots: Tensor, token: int) -> None:

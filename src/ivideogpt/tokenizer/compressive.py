@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import StateConfig, TokenizerConfig
-from ivideogpt.devices import Precision
+from ivideogpt.devices import Precision, no_autocast
 from ivideogpt.errors import ConfigError, ShapeError
 from ivideogpt.presets import tokenizer_preset
 from ivideogpt.sequence import TokenLayout
@@ -321,7 +321,7 @@ class CompressiveTokenizer(nn.Module):
         t = latent.shape[1]
         future, _ = self.context_encoder(frames[:, t:].flatten(0, 1))  # many more frames to learn reading from
         latent = torch.cat([latent, future.unflatten(0, (len(frames), -1))], dim=1)
-        with torch.autocast(latent.device.type, enabled=False):
+        with no_autocast(latent.device):
             read = self.states.frame(latent)
             return {
                 "frame_states": read,

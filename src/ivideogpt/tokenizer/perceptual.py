@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ivideogpt.devices import no_autocast
 from ivideogpt.errors import CheckpointError, ShapeError
 
 _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -69,7 +70,7 @@ class LPIPS(nn.Module):
         """
         _require_frames(x, y)
         pairs = zip(self.heads, self._feature_maps(x), self._feature_maps(y), strict=True)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             layers = [head((_unit(a) - _unit(b)).square()).mean(dim=(1, 2, 3)) for head, a, b in pairs]
         return torch.stack(layers).sum(dim=0)
 

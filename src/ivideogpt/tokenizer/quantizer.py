@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ivideogpt.devices import no_autocast
+
 
 class Quantized(NamedTuple):
     """What a quantizer returns."""
@@ -37,7 +39,7 @@ class VectorQuantizer(nn.Module):
 
     def forward(self, vectors: Tensor) -> Quantized:
         """(..., D) -> `Quantized`. Distances are taken in float32 whatever the precision around."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with no_autocast(vectors.device):
             z = vectors.float()
             with torch.no_grad():
                 distances = torch.cdist(z.reshape(-1, self.width), self.embedding.weight.float())
@@ -81,7 +83,7 @@ class FiniteScalarQuantizer(nn.Module):
 
     def forward(self, vectors: Tensor) -> Quantized:
         """(..., D) -> `Quantized`, vectors in [-1, 1]."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with no_autocast(vectors.device):
             bounded = self._bound(vectors.float())
             rounded = bounded + (bounded.round() - bounded).detach()
             digits = (rounded.detach() + self.levels // 2).long()

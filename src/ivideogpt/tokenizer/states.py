@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.config import TokenizerConfig
+from ivideogpt.devices import no_autocast
 from ivideogpt.tokenizer.networks import decoder_cross_places
 
 _CHANNELS, _HEATMAPS, _WIDTH = 96, 48, 256
@@ -132,7 +133,7 @@ class DynamicsHead(nn.Module):
 
 
 def _where_known(part: nn.Module, shown: ShownStates) -> Tensor:
-    with torch.autocast(shown.features.device.type, enabled=False):
+    with no_autocast(shown.features.device):
         maps = part(shown.features.flatten(0, 1))
     if shown.known is None:
         return maps

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.config import TokenizerConfig
+from ivideogpt.devices import no_autocast
 from ivideogpt.tokenizer.patches import to_patches
 from ivideogpt.transformer.states import StateEmbedding
 
@@ -74,6 +75,6 @@ class TokenPrior(nn.Module):
 
 def prior_loss(prior: TokenPrior, context: Tensor, vectors: Tensor, states: Tensor | None, mask: Tensor) -> Tensor:
     """Mean squared error of the prediction, over real frames; shapes as in `TokenPrior.forward`, mask (B,F) bool."""
-    with torch.autocast(vectors.device.type, enabled=False):
+    with no_autocast(vectors.device):
         error = (prior(context.float(), vectors.float(), states) - vectors.float()).square().mean(dim=(2, 3))
     return (error * mask).sum() / mask.sum().clamp(min=1)

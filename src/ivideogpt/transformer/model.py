@@ -205,8 +205,8 @@ class VideoTransformer(nn.Module):
         At each slot the action (B,T,A) that leads to its frame is added, and the state (B,T,D) that the frame shows.
         """
         frames = self.layout.frames(tokens.shape[1])
-        x = self.embed_tokens(tokens, self.layout.places(frames).to(tokens.device))
-        slots = self.layout.future_slot_positions(frames).to(tokens.device)
+        positions = self.layout.on_device(frames, tokens.device)
+        x, slots = self.embed_tokens(tokens, positions.places), positions.future_slots
         if actions is not None:
             used = self.require_actions(actions, tokens.shape[0], frames)[:, list(self.layout.action_frames(frames))]
             x = x.index_add(1, slots, self.embed_actions(used).to(x.dtype))

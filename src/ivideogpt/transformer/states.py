@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.config import StateConfig, TransformerConfig
+from ivideogpt.devices import no_autocast
 from ivideogpt.states import change_scale, decode_states, encode_states, on_circle
 
 _BLOCKS, _LEAST_WIDTH = 2, 32
@@ -53,7 +54,7 @@ class StatePath(nn.Module):
 
     def next(self, before: Tensor, present: Tensor, actions: Tensor | None) -> Tensor:
         """The state before and the present one, features (..., D), and actions (..., A) -> the next one's features."""
-        with torch.autocast(present.device.type, enabled=False):
+        with no_autocast(present.device):
             return self.dynamics(before, present, actions)
 
 
