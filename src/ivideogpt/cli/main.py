@@ -21,6 +21,7 @@ COMMANDS = {
     "predict": "imagine the future of one episode, beside what really happened",
     "bench": "measure speed against a reference",
     "bench rollout": "measure sessions of one future and of many against Hugging Face's generate",
+    "bench sessions": "measure what many worlds in one session cost",
     "info": "say what a model is",
 }
 
