@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivideogpt.transformer.groups import Groups
@@ -15,6 +15,7 @@ def groups_of(prefix_of_row: list[int]) -> Groups:
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=20))
+@settings(deadline=None)
 def test_every_row_is_multiplied_with_its_prefix(prefix_of_row: list[int]) -> None:
     x, matrices = torch.randn(len(prefix_of_row), 2, 3, 5), torch.randn(6, 2, 5, 4)
     torch.testing.assert_close(groups_of(prefix_of_row).multiply(x, matrices), x @ matrices[prefix_of_row])
