@@ -50,7 +50,7 @@ class StateConfig(Config):
     std: tuple[float, ...]
     """Standard deviation of each column; not used for an angle."""
     change: tuple[float, ...]
-    """Root mean square of what each column changes from one frame to the next, radians for an angle."""
+    """Root mean square of what each column changes in one step, radians for an angle."""
 
     @model_validator(mode="after")
     def _check(self) -> StateConfig:
@@ -210,7 +210,7 @@ class TransformerConfig(Config):
     attention_dropout: float = Field(0.1, ge=0, lt=1)
     """Dropout on attention weights in training."""
     action_dim: int | None = Field(None, ge=1)
-    """Action size A; None: no action input."""
+    """Action size A, of a whole block where a step takes several actions; None: no action input."""
     reward: bool = False
     """Whether a reward is predicted on arriving at each future frame."""
     reward_symlog: bool = False

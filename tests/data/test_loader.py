@@ -92,6 +92,27 @@ def test_frames_actions_and_rewards_stay_together(make_episode: MakeEpisode) -> 
     assert torch.equal(batch.rewards, number)
 
 
+def test_a_step_takes_a_block_of_actions_and_never_shrinks(make_episode: MakeEpisode) -> None:
+    spec = SegmentSpec(length=5, context_frames=2, step_size=3)
+    for actions, step in ((True, 3), (False, 1)):
+        episode = make_episode(length=8, **({} if actions else {"actions": None}))
+        batch = SegmentLoader(Episodes(episode), [0], spec, 8, batch_size=4, seed=0).batch_at(0)
+        number = batch.frames[:, :, 0, 0, 0].float()
+        assert (number[:, 1] - number[:, 0] == step).all()
+        assert batch.rewards is not None and torch.equal(batch.rewards, number)
+        if batch.actions is not None:
+            assert number.tolist() == [[0, 3, 6, 6, 6]] * 4 and batch.mask.tolist() == [[True] * 3 + [False] * 2] * 4
+            assert batch.actions[0, :3].tolist() == [[0, 0, 1, 1, 2, 2], [3, 3, 4, 4, 5, 5], [6, 6, 7, 7, 7, 7]]
+        assert (batch.actions is not None) == actions
+
+
+def test_an_episode_whose_context_does_not_fit_the_step_is_named(make_episode: MakeEpisode) -> None:
+    spec = SegmentSpec(length=5, context_frames=2, step_size=3)
+    loader = SegmentLoader(Episodes(make_episode(length=3)), [0], spec, 8, batch_size=1, seed=0)
+    with pytest.raises(EpisodeError, match=r"episode 0 of the dataset: the episode has 3 frames; .* needs 4"):
+        loader.batch_at(0)
+
+
 def test_states_come_where_they_are_asked_for(tmp_path: Path, make_episode: MakeEpisode) -> None:
     write_episode(tmp_path / "0.npz", make_episode(length=30, states=counting(30)))
     write_episode(tmp_path / "1.npz", make_episode(length=6, states=counting(6)))

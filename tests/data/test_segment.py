@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ivideogpt.data.episode import Episode
-from ivideogpt.data.segment import SegmentSpec, choose_frames, cut_segment, first_frames, fit_to_square
+from ivideogpt.data.segment import (
+    SegmentSpec,
+    action_blocks,
+    choose_frames,
+    cut_segment,
+    first_frames,
+    fit_to_square,
+)
 from ivideogpt.errors import ConfigError, EpisodeError
 
 MakeEpisode = Callable[..., Episode]
@@ -27,10 +34,12 @@ def specs(draw: st.DrawFn) -> SegmentSpec:
 
 
 @settings(max_examples=300, deadline=None)
-@given(spec=specs(), extra=st.integers(0, 60), seed=st.integers(0, 2**32))
-def test_chosen_frames(spec: SegmentSpec, extra: int, seed: int) -> None:
-    episode_length = spec.context_frames - spec.goal + extra
-    choice = choose_frames(spec, episode_length, np.random.default_rng(seed))
+@given(spec=specs(), extra=st.integers(0, 60), seed=st.integers(0, 2**32), shrink=st.booleans())
+def test_chosen_frames(spec: SegmentSpec, extra: int, seed: int, shrink: bool) -> None:
+    context = spec.context_frames - spec.goal
+    episode_length = (context if shrink else (context - 1) * spec.step_size + 1) + extra
+    choice = choose_frames(spec, episode_length, np.random.default_rng(seed), shrink=shrink)
+    assert choice.step_size == spec.step_size
     assert choice.indices.shape == choice.mask.shape == (spec.length,)
     assert choice.indices.dtype == np.int64
     assert choice.indices.min() >= 0
@@ -44,11 +53,12 @@ def test_chosen_frames(spec: SegmentSpec, extra: int, seed: int) -> None:
     real = indices[mask]
     assert mask[: len(real)].all(), "padding comes last"
     assert (indices[len(real) :] == real[-1]).all(), "padding repeats the last frame"
-    assert len(real) == min(spec.drawn_frames, episode_length)
+    reached = episode_length if shrink else -(-episode_length // spec.step_size)
+    assert len(real) == min(spec.drawn_frames, reached)
     assert len(set(real.tolist())) == len(real), "no frame twice"
 
     step = spec.step_size
-    if episode_length < step * spec.window:
+    if shrink and episode_length < step * spec.window:
         step = max(1, episode_length // spec.window)
     assert ((real - real.min()) % step == 0).all()
     assert np.ptp(real) <= step * (spec.window - 1)
@@ -79,6 +89,35 @@ def test_step_shrinks_before_frames_are_padded() -> None:
     padded = choose_frames(spec, 3, rng)
     assert padded.indices.tolist() == [0, 1, 2, 2]
     assert padded.mask.tolist() == [True, True, True, False]
+
+
+def test_the_step_stays_where_actions_are_used() -> None:
+    spec, rng = SegmentSpec(4, 2, step_size=5), np.random.default_rng(0)
+    assert choose_frames(spec, 16, rng, shrink=False).indices.tolist() == [0, 5, 10, 15]
+    for length, expected in ((15, [0, 5, 10, 10]), (11, [0, 5, 10, 10]), (10, [0, 5, 5, 5]), (6, [0, 5, 5, 5])):
+        for choice in (choose_frames(spec, length, rng, shrink=False), first_frames(spec, length, shrink=False)):
+            assert choice.indices.tolist() == expected
+            assert choice.mask.tolist() == [True, True, expected[2] == 10, False]
+    for choose in (lambda: choose_frames(spec, 5, rng, shrink=False), lambda: first_frames(spec, 5, shrink=False)):
+        with pytest.raises(
+            EpisodeError, match=r"5 frames; the context alone needs 6\..* or with a step_size below 5\."
+        ):
+            choose()
+    assert np.diff(choose_frames(spec, 5, rng).indices).tolist() == [1, 1, 1]
+
+
+def test_blocks_hold_the_actions_of_a_step_oldest_first() -> None:
+    actions = np.stack([np.arange(6), 10 + np.arange(6)], axis=1).astype(np.float32)
+    blocks = action_blocks(actions, [0, 2, 5, 4], 3)
+    assert blocks.dtype == np.float32
+    assert blocks.tolist() == [
+        [0, 10, 1, 11, 2, 12],
+        [2, 12, 3, 13, 4, 14],
+        [5, 15, 5, 15, 5, 15],  # past the end the last action is repeated
+        [4, 14, 5, 15, 5, 15],
+    ]
+    assert np.array_equal(action_blocks(actions, np.array([3, 0, 3]), 1), actions[[3, 0, 3]])
+    assert action_blocks(actions, [], 3).shape == (0, 6)
 
 
 def test_goal_comes_first() -> None:
@@ -127,12 +166,31 @@ def test_cut_takes_what_was_recorded_at_the_chosen_frames(make_episode: MakeEpis
     assert segment.frames.dtype == torch.uint8
     assert segment.frames[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
     assert segment.actions is not None
-    assert segment.actions.tolist() == [[0, 0], [3, 3], [6, 6], [9, 9]]
+    assert segment.actions.tolist() == [[n, n, n + 1, n + 1, n + 2, n + 2] for n in (0, 3, 6, 9)]
     assert segment.rewards is not None
     assert segment.rewards.tolist() == [0, 3, 6, 9]
     assert segment.states is not None
     assert segment.states.tolist() == [[0] * 3, [3] * 3, [6] * 3, [9] * 3]
     assert segment.mask.all()
+
+
+def test_actions_without_a_step_are_those_of_the_frames(make_episode: MakeEpisode) -> None:
+    segment = cut_segment(make_episode(), first_frames(SegmentSpec(4, 1), 20), resolution=None)
+    assert segment.actions is not None
+    assert segment.actions.tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize("selection", ["random_future", "shuffled"])
+def test_blocks_follow_frames_in_any_order_and_the_goal(make_episode: MakeEpisode, selection: Any) -> None:
+    spec = SegmentSpec(6, 2, step_size=3, horizon=8, selection=selection, goal=True)
+    episode = make_episode(length=23, action_size=1)
+    for seed in range(20):
+        choice = choose_frames(spec, 23, np.random.default_rng(seed), shrink=False)
+        segment = cut_segment(episode, choice, resolution=None)
+        assert segment.actions is not None and segment.actions.shape == (6, 3)
+        first = segment.frames[:, 0, 0, 0].float()
+        assert torch.equal(segment.actions, (first[:, None] + torch.arange(3)).clamp(max=22))
+        assert torch.equal(segment.actions[0], segment.actions[-1])
 
 
 def test_cut_of_plain_video_at_its_own_size(make_episode: MakeEpisode) -> None:

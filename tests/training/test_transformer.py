@@ -192,6 +192,8 @@ def test_fine_tuning_keeps_what_the_model_has(
         assert same(dict(model.state_dict()), dict(start.state_dict()))
     with pytest.raises(ConfigError, match=r"takes actions of size 2, the data have 7"):
         transformer_to_train(config, tokenizer, 7)
+    with pytest.raises(ConfigError, match=r"the data have 4 in a step of 2 frames\."):
+        transformer_to_train(config.model_copy(update={"step_size": 2}), tokenizer, 4)
     with pytest.raises(ConfigError, match=r"reward_symlog is False; the reward head .* was trained with True"):
         transformer_to_train(config.model_copy(update={"rewards": True}), tokenizer, 2)
 

@@ -36,9 +36,10 @@ def test_what_follows_what(step_size: int) -> None:
         for present in range(length - step_size):
             before = present - step_size if present >= step_size else present  # of its own: nothing moved yet
             expected.append([100 * number + frame for frame in (before, present, present + step_size)])
-            taken.append(-(100 * number + present))
+            taken.append([-(100 * number + frame) for frame in range(present, present + step_size)])
     assert made.states[..., 0].tolist() == expected and made.states.shape == (len(expected), 3, 2)
-    assert made.actions is not None and made.actions[:, 0].tolist() == taken and made.actions.shape[1] == 3
+    assert made.actions is not None and made.actions.shape == (len(taken), 3 * step_size)
+    assert made.actions.unflatten(1, (step_size, 3)).tolist() == [[[a] * 3 for a in block] for block in taken]
 
 
 def test_without_actions() -> None:
@@ -53,7 +54,7 @@ def test_what_has_no_transitions() -> None:
     with pytest.raises(EpisodeError, match="states have 2 columns in one episode and 3 in another"):
         transitions_of([(track(5), None), (track(5, size=3), None)], 1)
     with pytest.raises(EpisodeError, match="actions have 2 columns in one episode and 4 in another"):
-        transitions_of([(track(5), track(5)), (track(5), track(5, size=4))], 1)
+        transitions_of([(track(5), track(5)), (track(5), track(5, size=4))], 2)
 
 
 def test_samples_follow_torchs_seed_and_keep_states_with_their_actions() -> None:

@@ -50,7 +50,8 @@ class Batch:
 
     Attributes:
         frames: (B, T, 3, R, R) uint8.
-        actions: (B, T, A) float32; `actions[:, j]` is taken at frame j. None for plain video.
+        actions: (B, T, A) float32; `actions[:, j]` is taken at frame j; with a step size k the k actions from frame j
+            on, (B, T, k*A), see `segment.action_blocks`. None for plain video.
         rewards: (B, T) float32; `rewards[:, j]` is received on arriving at frame j. None where not recorded.
         mask: (B, T) bool, False on padding.
         states: (B, T, S) float32, that of each frame. None where they were not asked for.
@@ -153,7 +154,7 @@ class SegmentLoader:
         """Batch number `step`.
 
         Raises:
-            EpisodeError: an episode cannot be read, is shorter than the context, or does not go with the others.
+            EpisodeError: an episode cannot be read, is shorter than its context, or does not go with the others.
         """
         return _stack([self._segment(step, row) for row in range(self.batch_size)])
 
@@ -183,7 +184,7 @@ class SegmentLoader:
         index = self.indices[rng.integers(len(self.indices))]
         episode = self._episodes.read(index)
         try:
-            choice = choose_frames(self.spec, episode.length, rng)
+            choice = choose_frames(self.spec, episode.length, rng, shrink=episode.actions is None)
         except EpisodeError as error:
             raise EpisodeError(f"episode {index} of the dataset: {error}") from error
         segment = cut_segment(episode, choice, resolution=None)

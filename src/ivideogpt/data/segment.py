@@ -1,15 +1,17 @@
 """Segments: which frames of an episode a model sees, and cutting them out (paper appendix A.2).
 
 A segment of T frames comes from a window of `horizon` frames, `step_size` recorded frames apart, that starts
-anywhere in the episode with equal probability. An episode shorter than the window first shrinks the step to
-`max(1, length // horizon)`; what is still missing is padded by repeating the last frame, and the mask says so.
+anywhere in the episode with equal probability. Plain video shorter than the window first shrinks the step to
+`max(1, length // horizon)`; where actions are used the step stays, so that a step always takes as many of them. What is
+still missing is padded by repeating the last frame, and the mask says so.
 
-Actions and rewards are those recorded at the chosen frames, also when the step is larger than one: as in the
-published models, the actions in between are dropped, so action j says where the motion began to head.
+With a step size k the actions in between are kept: an action block, k actions from the chosen frame on, oldest first,
+is what one step takes. The published models drop those in between. Rewards and states are those of the chosen frames.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -89,10 +91,12 @@ class FrameChoice:
     Attributes:
         indices: (T,) int64, frames of the episode.
         mask: (T,) bool, True for a real frame, False for padding.
+        step_size: actions k from each of them on that belong to the segment.
     """
 
     indices: npt.NDArray[np.int64]
     mask: npt.NDArray[np.bool_]
+    step_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,8 @@ class Segment:
 
     Attributes:
         frames: (T, 3, H, W) uint8.
-        actions: (T, A) float32; `actions[j]` is taken at frame j. None for plain video.
+        actions: (T, k*A) float32; `actions[j]` are those taken from frame j on, see `action_blocks`. None for plain
+            video.
         rewards: (T,) float32; `rewards[j]` is received on arriving at frame j. None where not recorded.
         mask: (T,) bool, False on padding.
         states: (T, S) float32; `states[j]` is that of frame j. None where not recorded.
@@ -114,13 +119,39 @@ class Segment:
     states: Tensor | None = None
 
 
-def choose_frames(spec: SegmentSpec, episode_length: int, rng: np.random.Generator) -> FrameChoice:
+def action_blocks(
+    actions: npt.NDArray[np.float32], frames: Sequence[int] | npt.NDArray[np.int64], step_size: int
+) -> npt.NDArray[np.float32]:
+    """What one step from each frame takes: its action and the following ones, oldest first.
+
+    Args:
+        actions: (L, A) of a whole episode.
+        frames: N frames of it.
+        step_size: actions k in a block.
+
+    Returns:
+        (N, k*A); past the episode's end its last action is repeated.
+    """
+    moments = np.asarray(frames, np.int64)[:, None] + np.arange(step_size)
+    blocks = actions[np.minimum(moments, len(actions) - 1)]
+    return blocks.reshape(len(moments), step_size * actions.shape[1])
+
+
+def choose_frames(
+    spec: SegmentSpec, episode_length: int, rng: np.random.Generator, *, shrink: bool = True
+) -> FrameChoice:
     """Draw the frames of a segment from an episode of `episode_length` frames.
 
+    Args:
+        spec: what a segment consists of.
+        episode_length: frames of the episode.
+        rng: decides what is drawn.
+        shrink: whether a short episode shrinks the step; not where its actions are used.
+
     Raises:
-        EpisodeError: the episode has fewer frames than the context.
+        EpisodeError: the episode has fewer frames than the context spans.
     """
-    step = _step_that_fits(spec, episode_length)
+    step = _step_that_fits(spec, episode_length, shrink)
     last_start = episode_length - 1 - step * (spec.window - 1)
     start = int(rng.integers(last_start + 1)) if last_start > 0 else 0
     window = np.arange(start, episode_length, step)[: spec.window]
@@ -133,13 +164,12 @@ def choose_frames(spec: SegmentSpec, episode_length: int, rng: np.random.Generat
     return _padded(spec, window)
 
 
-def first_frames(spec: SegmentSpec, episode_length: int) -> FrameChoice:
+def first_frames(spec: SegmentSpec, episode_length: int, *, shrink: bool = True) -> FrameChoice:
     """The segment that begins at frame 0 and goes on frame by frame, for evaluation; `selection` is ignored.
 
-    Raises:
-        EpisodeError: the episode has fewer frames than the context.
+    Arguments and errors as in `choose_frames`.
     """
-    step = _step_that_fits(spec, episode_length)
+    step = _step_that_fits(spec, episode_length, shrink)
     return _padded(spec, np.arange(0, episode_length, step)[: spec.drawn_frames])
 
 
@@ -148,14 +178,16 @@ def cut_segment(episode: Episode, choice: FrameChoice, resolution: int | None) -
 
     Args:
         episode: the episode that `choice` was drawn for.
-        choice: frames and padding mask.
+        choice: frames, padding mask and how many actions each has.
         resolution: side R of the frames; see `fit_to_square`. None keeps them as recorded.
     """
-    rows = choice.indices
+    rows, actions = choice.indices, None
+    if episode.actions is not None:
+        actions = torch.from_numpy(action_blocks(episode.actions, rows, choice.step_size))
     frames = torch.from_numpy(episode.frames[rows]).permute(0, 3, 1, 2).contiguous()
     return Segment(
         frames=frames if resolution is None else fit_to_square(frames, resolution),
-        actions=None if episode.actions is None else torch.from_numpy(episode.actions[rows]),
+        actions=actions,
         rewards=None if episode.rewards is None else torch.from_numpy(episode.rewards[rows]),
         mask=torch.from_numpy(choice.mask),
         states=None if episode.states is None else torch.from_numpy(episode.states[rows]),
@@ -183,15 +215,18 @@ def to_uint8(frames: Tensor) -> Tensor:
     return frames.round().clamp(0, 255).to(torch.uint8)
 
 
-def _step_that_fits(spec: SegmentSpec, episode_length: int) -> int:
-    """The step size, smaller where the episode is too short for it."""
+def _step_that_fits(spec: SegmentSpec, episode_length: int, shrink: bool) -> int:
+    """The step size, smaller where the episode is too short for it and it may shrink."""
     needed = spec.context_frames - spec.goal
+    if not shrink:
+        needed = (needed - 1) * spec.step_size + 1
     if episode_length < needed:
+        smaller = f" or with a step_size below {spec.step_size}" if needed > spec.context_frames - spec.goal else ""
         raise EpisodeError(
             f"the episode has {episode_length} frames; the context alone needs {needed}. "
-            "Leave the episode out, or use a model with fewer context frames."
+            f"Leave the episode out, or use a model with fewer context frames{smaller}."
         )
-    if episode_length < spec.step_size * spec.window:
+    if shrink and episode_length < spec.step_size * spec.window:
         return max(1, episode_length // spec.window)
     return spec.step_size
 
@@ -204,4 +239,4 @@ def _padded(spec: SegmentSpec, frames: npt.NDArray[np.int64]) -> FrameChoice:
     if spec.goal:
         indices = np.concatenate([indices[-1:], indices])
         mask = np.concatenate([[True], mask])
-    return FrameChoice(indices.astype(np.int64), mask)
+    return FrameChoice(indices.astype(np.int64), mask, spec.step_size)

@@ -46,7 +46,8 @@ class TrainingConfig(Config):
     augment: Literal["none", "standard", "strong"] = "none"
     """Random crop and colour jitter, one draw for the whole segment (paper appendix A.2)."""
     step_size: int = Field(1, ge=1)
-    """Recorded frames from one frame of a segment to the next."""
+    """Recorded frames from one frame of a segment to the next. The actions in between are kept: with k frames a
+    transformer takes k actions in one step, oldest first."""
     camera_key: str = "image"
     """Name of the frames inside an episode file."""
     action_key: str = "action"

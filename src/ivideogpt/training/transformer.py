@@ -47,7 +47,7 @@ def make_transformer(
     Args:
         config: see `TransformerTrainingConfig`.
         tokenizer: whose tokens it continues.
-        action_dim: action size of the data; None for an action-free model.
+        action_dim: size of what a step takes, an action or a block of them; None for an action-free model.
         state: what the states of the data are; None learns none.
 
     Raises:
@@ -239,8 +239,9 @@ def _fine_tuned(
     config, weights = hub.load_transformer(name)
     wanted = changes["action_dim"]
     if config.action_dim is not None and wanted not in (None, config.action_dim):
+        block = f" in a step of {training.step_size} frames" if training.step_size > 1 else ""
         raise ConfigError(
-            f"the model {name} takes actions of size {config.action_dim}, the data have {wanted}. "
+            f"the model {name} takes actions of size {config.action_dim}, the data have {wanted}{block}. "
             "Fine-tune a model of that size, or an action-free one."
         )
     if config.reward and config.reward_symlog != changes.get("reward_symlog", config.reward_symlog):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ivideogpt.data.segment import action_blocks
 from ivideogpt.errors import EpisodeError
 from ivideogpt.transformer.states import StatePath
 
@@ -30,7 +31,7 @@ class Transitions:
     states: Tensor
     """(N, 3, S): of the frame before, the present one and the next. The first frame of an episode is its own before."""
     actions: Tensor | None
-    """(N, A) taken at the present frame."""
+    """(N, k*A) taken from the present frame to the next, k frames later."""
 
     def sample(self, count: int, device: torch.device) -> Transitions:
         """`count` of them, drawn with torch's global generator."""
@@ -45,7 +46,7 @@ def transitions_of(episodes: Iterable[tuple[Floats, Floats | None]], step_size: 
 
     Args:
         episodes: states (T,S) and actions (T,A) or None of each.
-        step_size: frames from the present to the next.
+        step_size: frames k from the present to the next, and actions that lead there.
 
     Raises:
         EpisodeError: states or actions of different sizes, or no episode in which one state follows another.
@@ -56,9 +57,9 @@ def transitions_of(episodes: Iterable[tuple[Floats, Floats | None]], step_size: 
         moments = np.stack([np.maximum(present - step_size, present % step_size), present, present + step_size], axis=1)
         states.append(track[moments])
         if taken is not None:
-            actions.append(taken[present])
-    for name, parts in (("states", states), ("actions", actions)):
-        sizes = sorted({part.shape[-1] for part in parts})
+            actions.append(action_blocks(taken, present, step_size))
+    for name, parts, each in (("states", states, 1), ("actions", actions, step_size)):
+        sizes = sorted({part.shape[-1] // each for part in parts})
         if len(sizes) > 1:
             raise EpisodeError(
                 f"{name} have {sizes[0]} columns in one episode and {sizes[1]} in another; one dataset has one kind. "
