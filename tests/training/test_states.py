@@ -126,6 +126,17 @@ def test_the_tokenizers_own_is_taken_where_it_fits(transformer_settings: Setting
     assert other is not None and other.angles == (1,) and other.mean[0] == 2
 
 
+def test_the_usual_change_is_that_of_the_transformers_own_steps(
+    transformer_settings: Settings, make_episodes: MakeEpisodes
+) -> None:
+    source = NpzFolder(make_episodes(states=True), state_key="state")
+    theirs = StateConfig(mean=(5.0, 6.0, 0.0), std=(7.0, 8.0, 1.0), change=(1.0, 1.0, 1.0))
+    assert state_config(transformer_settings(states=True), source, range(4), known=theirs) is theirs
+    found = state_config(transformer_settings(states=True, step_size=3), source, range(4), known=theirs)
+    measured = state_statistics([source.read_tracks(index)[0] for index in range(4)], step_size=3)
+    assert found == theirs.model_copy(update={"change": measured.change}) != theirs
+
+
 def test_settings_of_states_need_states(tokenizer_settings: Settings) -> None:
     for changes in ({"state_key": "pose"}, {"state_angles": (1,)}, {"state_weight": 0.5}):
         with pytest.raises(ValueError, match=f"{next(iter(changes))} is .*but states is not set"):
@@ -201,7 +212,7 @@ def test_tracks_that_cannot_be_learned_from(
     tokenizer = CompressiveTokenizer.from_preset("micro-16", state=POSE)
     hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
     data = make_episodes(count=3, states=True, length=wrong.get("length", 12))
-    message = "no episode has more than 6 frames"
+    message = "the episode has 5 frames; the context alone needs 7"
     if "size" in wrong:  # the first batch has not seen them all
         message = "states have 2 columns in one episode and 3 in another|states have 3 columns in one episode and 2"
         path = max(data.glob("*.npz"))

@@ -31,7 +31,8 @@ def state_config(
         source: the episodes, read with their states.
         indices: those to train on, of which at most 256, evenly spread, are read; all but the first without their
             frames and metadata where the source can.
-        known: the tokenizer's, taken as it is where it fits the episodes and the configuration.
+        known: the tokenizer's, taken over where it fits the episodes and the configuration; with a step size above 1
+            its usual change is measured anew.
 
     Raises:
         EpisodeError: an episode has no states, or they differ in size between the episodes.
@@ -45,10 +46,14 @@ def state_config(
     names, angles = _described(first, picked[0])
     if config.state_angles is not None:
         angles = tuple(sorted(config.state_angles))
-    same = known is not None and known.size == _states(first, picked[0]).shape[1] and known.angles == angles
-    if known is not None and same and known.names == names:
+    size = _states(first, picked[0]).shape[1]
+    if known is not None and (known.size, known.angles, known.names) != (size, angles, names):
+        known = None
+    if known is not None and config.step_size == 1:
         return known
-    return state_statistics(_read(source, picked), names, angles, config.step_size)
+    measured = state_statistics(_read(source, picked), names, angles, config.step_size)
+    # Mean and deviation are how the tokenizer's states are meant; how far a step goes, it may have seen differently.
+    return measured if known is None else known.model_copy(update={"change": measured.change})
 
 
 def require_same_states(config: TransformerTrainingConfig, told: StateConfig | None, found: StateConfig | None) -> None:
