@@ -84,9 +84,9 @@ def test_the_precisions_are_those_of_the_library() -> None:
     assert set(choices) == {*get_args(Precision), "auto"}
 
 
-def test_other_keys_sizes_and_steps(
-    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_keys_sizes_and_steps(episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = CompressiveTokenizer.from_preset("micro-16"), VideoTransformer.from_preset("micro", action_dim=4)
+    model = WorldModel(*parts).save_pretrained(tmp_path / "model")
     with np.load(episode) as archive:
         frames, actions = archive["image"], archive["action"]
     path = tmp_path / "other.npz"

@@ -173,7 +173,8 @@ def test_frames_of_any_size_are_fitted_to_the_model(world_model: WorldModel, epi
     assert torch.equal(fitted.real, fit_to_square(frames, 64))
 
 
-def test_steps_of_several_frames(world_model: WorldModel, episodes: list[Episode]) -> None:
+def test_steps_of_several_frames(make_world_model: Callable[..., WorldModel], episodes: list[Episode]) -> None:
+    world_model = make_world_model(action_dim=4)
     prediction = predict_episode(world_model, episodes[0], start=1, horizon=3, step_size=2)
     real = torch.from_numpy(episodes[0].frames[[1, 3, 5, 7, 9]]).movedim(-1, 1)
     assert torch.equal(prediction.real, real)
@@ -181,10 +182,29 @@ def test_steps_of_several_frames(world_model: WorldModel, episodes: list[Episode
     every_second = dataclasses.replace(
         episodes[0],
         frames=episodes[0].frames[1::2],
-        actions=episodes[0].actions[1::2],
+        actions=np.concatenate([episodes[0].actions[1::2], episodes[0].actions[[2, 4, 6, 8, 10, 11]]], axis=1),
         rewards=None,
         states=None,
         contacts=None,
     )
     same = predict_episode(world_model, every_second, horizon=3)
     assert torch.equal(prediction.imagined, same.imagined)
+    assert prediction.actions is not None and same.actions is not None
+    assert torch.equal(prediction.actions, same.actions)
+
+
+def test_blocks_with_a_goal_in_front(make_world_model: Callable[..., WorldModel], episodes: list[Episode]) -> None:
+    model = make_world_model(action_dim=6, goal=True)
+    prediction = predict_episode(model, episodes[0], start=1, horizon=3, step_size=3)
+    assert prediction.actions is not None and episodes[0].actions is not None
+    order = [[10, 11, 11], [1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 11]]  # the episode ends with frame 11
+    assert torch.equal(prediction.actions, torch.from_numpy(episodes[0].actions[order]).flatten(1))
+
+
+def test_a_model_takes_blocks_of_its_own_step_size(
+    make_world_model: Callable[..., WorldModel], world_model: WorldModel, episodes: list[Episode]
+) -> None:
+    with pytest.raises(EpisodeError, match=r"actions of size 2, 4 numbers with step size 2; this model .*size 2"):
+        predict_episode(world_model, episodes[0], horizon=3, step_size=2)
+    with pytest.raises(EpisodeError, match=r"actions of size 2; this model takes .*size 4\. With step size k"):
+        predict_episode(make_world_model(action_dim=4), episodes[0], horizon=3)

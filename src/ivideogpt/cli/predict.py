@@ -49,7 +49,8 @@ class Options(BaseOptions):
     precision: Literal["auto", "float32", "bf16"] = "float32"
     """What is computed in; auto is bf16 where the hardware multiplies it, else float32."""
     step_size: int = Field(1, ge=1)
-    """Recorded frames from one frame of the prediction to the next, as in training."""
+    """Recorded frames from one frame of the prediction to the next, as in training; with k of them a step takes k
+    actions of the episode, oldest first."""
     camera_key: str = "image"
     """Key of the frames in the episode file."""
     action_key: str = "action"

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivideogpt.config import SamplingConfig
 from ivideogpt.data.episode import Episode
-from ivideogpt.data.segment import fit_to_square
+from ivideogpt.data.segment import action_blocks, fit_to_square
 from ivideogpt.errors import EpisodeError
 from ivideogpt.evaluation.frame_metrics import psnr, ssim
 from ivideogpt.evaluation.pusht_probe import Objects, probe_objects, stack_objects
@@ -59,7 +59,7 @@ class Prediction:
     objects: Mapping[str, Objects] = field(default_factory=dict)
     """For Push-T: the objects, (F,) a figure, in the real, reconstructed and imagined video by name."""
     actions: Tensor | None = None
-    """(T, A) as recorded, in the order of the frames; None where the model takes none."""
+    """(T, k*A) as recorded from each frame on, in their order, k the step size; None where the model takes none."""
     states: np.ndarray[Any, Any] | None = None
     """For Push-T: the simulator's (F+1, 5), from the last context frame on."""
 
@@ -84,8 +84,8 @@ class _Batch:
     """Segments cut from some episodes, on the CPU."""
 
     frames: Tensor  # (B, T, 3, H, W) uint8
-    actions: Tensor | None  # (B, T, A)
-    shuffled_actions: Tensor | None  # (B, T, A)
+    actions: Tensor | None  # (B, T, k*A)
+    shuffled_actions: Tensor | None  # (B, T, k*A)
     states: list[np.ndarray[Any, Any] | None]  # (F+1, 5) for each episode of Push-T, see `Prediction`
 
     def part(self, start: int, size: int) -> _Batch:
@@ -112,7 +112,8 @@ def predict_episode(
             them.
         start: first context frame.
         horizon: future frames F, at least 1.
-        step_size: recorded frames from one frame of the prediction to the next, as in training.
+        step_size: recorded frames k from one frame of the prediction to the next, as in training; a step takes an
+            action block, k actions of the episode.
         seed: decides every draw.
         sampling: how tokens are drawn; the model's own way where left out.
 
@@ -257,31 +258,35 @@ def _cut_segments(
     if not episodes:
         raise EpisodeError("there are 0 episodes to predict; give at least one.")
     for episode in episodes:
-        _require_usable(episode, start, step_size * (length - 1) + 1, config.action_dim)
+        _require_usable(episode, start, step_size * (length - 1) + 1, config.action_dim, step_size)
     videos = [torch.from_numpy(episode.frames[order]).movedim(-1, 1) for episode in episodes]
     fitted = torch.stack([fit_to_square(video, world_model.tokenizer.config.resolution) for video in videos])
     actions = shuffled = None
     if config.action_dim is not None:
-        taken = [episode.actions[order] for episode in episodes if episode.actions is not None]
-        actions = torch.from_numpy(np.stack(taken))
+        taken = [episode.actions for episode in episodes if episode.actions is not None]
+        actions = torch.from_numpy(np.stack([action_blocks(track, order, step_size) for track in taken]))
         shuffled = shuffle_actions(actions, layout.action_frames(frames), seed)
     states = [_pusht_states(episode, order[layout.context_frames - 1 :]) for episode in episodes]
     return _Batch(fitted, actions, shuffled, states)
 
 
-def _require_usable(episode: Episode, start: int, length: int, action_dim: int | None) -> None:
+def _require_usable(episode: Episode, start: int, length: int, action_dim: int | None, step_size: int) -> None:
     if start < 0 or start + length > episode.length:
         raise EpisodeError(
             f"the episode has {episode.length} frames; a prediction that spans {length} frames (context and "
             f"horizon) from frame {start} needs {start + length}. Start earlier, shorten the horizon, or give a longer "
             "episode."
         )
-    if action_dim is None or episode.action_size == action_dim:
+    size = episode.action_size
+    if action_dim is None or (size is not None and step_size * size == action_dim):
         return
-    found = "no actions" if episode.actions is None else f"actions of size {episode.action_size}"
+    found = "no actions" if size is None else f"actions of size {size}"
+    if size is not None and step_size > 1:
+        found += f", {step_size * size} numbers with step size {step_size}"
     raise EpisodeError(
-        f"the episode has {found}; this model takes actions of size {action_dim}. "
-        "Give an episode of the environment that the model was trained on, or another model."
+        f"the episode has {found}; this model takes actions of size {action_dim}. With step size k a model takes k "
+        "actions in one step. Give the step size and an episode of the environment that the model was trained on, or "
+        "another model."
     )
 
 
