@@ -53,8 +53,9 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
     """Many imagined worlds that one world model steps together.
 
     Observation: the newest frame, (R,R,3) uint8. Action: (A,) float32 within the bounds of the space; others are
-    refused, and then no environment has moved. Reward: of the model's reward head, or of a function. Episodes never
-    terminate; they are truncated after `max_episode_steps`.
+    refused, and then no environment has moved. A model trained with a step size k moves k recorded frames in a step and
+    takes an action block, oldest action first: A is then k times the size of one. Reward: of the model's reward head,
+    or of a function. Episodes never terminate; they are truncated after `max_episode_steps`.
 
     Info, arrays over all environments, each `key` with its mask `_key`: `origin`, where the episode's context came
     from; of a step also `tokens` (n,M) int64 and `entropy` (n,) float32, the mean entropy in nats of the distributions
@@ -67,7 +68,8 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         num_envs: n.
         model: a shipped model such as `"pusht-64"`, a folder, a Hub id, or a loaded model.
         contexts: where episodes begin: `"pusht"` (fresh Push-T openings), a folder of `.npz` episodes, an array or
-            tensor (N,t,R,R,3), or a `ContextSource`.
+            tensor (N,t,R,R,3), or a `ContextSource`. The first two give successive frames; for a model trained with a
+            step size above 1 use `EpisodeFolder` with that step size.
         reward: frames (k,R,R,3) uint8 -> (k,) rewards on arriving there, used instead of the reward head.
         max_episode_steps: frames imagined in an episode; the model's `trained_horizon` where left out. It can be
             longer: an imagination goes on for ever.
