@@ -7,12 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help setup demo test test-slow check bench pusht-64 clean
+.PHONY: help setup demo test test-slow test-gpu check bench pusht-64 clean
 
 help:
 	@echo "make demo    imagine Push-T with the shipped model (sets everything up first)"
 	@echo "make test    run the tests"
 	@echo "make test-slow  run the tests that take minutes each: the recipe of the shipped model, in small"
+	@echo "make test-gpu  run the tests of sessions, training and environments on a GPU"
 	@echo "make check   lint, types and architecture"
 	@echo "make bench   measure speed against a reference"
 	@echo "make pusht-64  train the shipped model again, from nothing (hours)"
@@ -33,6 +34,9 @@ pusht-64: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q tests/session tests/training tests/envs tests/test_inference.py --device cuda
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q -m slow

@@ -36,12 +36,25 @@ def enliven(module: AnyModule, seed: int = 0) -> AnyModule:
     return module.eval()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--device", default="cpu", help="where world models of the tests are: cpu, or cuda")
+
+
 @pytest.fixture
-def make_frames() -> MakeFrames:
-    """Make (B,T,3,R,R) frames in [0,1]."""
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where world models are."""
+    chosen = torch.device(request.config.getoption("--device"))
+    torch.backends.cudnn.allow_tf32 = False  # convolutions are as exact as on a CPU
+    return chosen
+
+
+@pytest.fixture
+def make_frames(device: torch.device) -> MakeFrames:
+    """Make (B,T,3,R,R) frames in [0,1], where the world models are."""
 
     def make(batch: int = 2, frames: int = 5, resolution: int = 16, seed: int = 0) -> Tensor:
-        return torch.rand(batch, frames, 3, resolution, resolution, generator=torch.Generator().manual_seed(seed))
+        numbers = torch.Generator().manual_seed(seed)
+        return torch.rand(batch, frames, 3, resolution, resolution, generator=numbers).to(device)
 
     return make
 
@@ -67,12 +80,14 @@ def make_transformer() -> MakeTransformer:
 
 
 @pytest.fixture
-def make_world_model(make_tokenizer: MakeTokenizer, make_transformer: MakeTransformer) -> MakeWorldModel:
+def make_world_model(
+    make_tokenizer: MakeTokenizer, make_transformer: MakeTransformer, device: torch.device
+) -> MakeWorldModel:
     """Make a world model of 16 pixels; `context_frames` and `state` are for both parts, others the transformer's."""
 
     def make(context_frames: int = 2, state: StateConfig | None = None, **changes: Any) -> WorldModel:
         config = TokenizerConfig(**{**dict(micro_16()), "context_frames": context_frames})
         tokenizer = make_tokenizer(context_frames=context_frames, state=state)
-        return WorldModel(tokenizer, make_transformer(layout=config.layout, state=state, **changes))
+        return WorldModel(tokenizer, make_transformer(layout=config.layout, state=state, **changes)).to(device)
 
     return make

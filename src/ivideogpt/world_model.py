@@ -125,8 +125,9 @@ class WorldModel(nn.Module, Imagines):
         Args:
             precision: `"float32"`; `"bf16"`; or `"auto"`, bf16 where the hardware multiplies it, else float32.
                 benchmarks/README.md has what bf16 costs in quality.
-            compiled: whether whole frames run through `torch.compile`, on a GPU as CUDA graphs; where that fails
-                there is a warning, and they run as they are.
+            compiled: whether frames run through `torch.compile`, which takes a minute for each number of rows; where
+                that fails there is a warning, and they run as they are. On a GPU frames are CUDA graphs in
+                any case, for which a session keeps a context for every row.
 
         Raises:
             ConfigError: another precision.

@@ -16,15 +16,14 @@ from ivideogpt.session.memory import require_memory
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
 
-CPU, MIB = torch.device("cpu"), 1 << 20
 HORIZON = 3
 
 
 class Checked:
     """Stands in for `require_memory`: remembers what was asked for."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.needed = 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+        self.needed, self.device = 0, device
         monkeypatch.setattr("ivideogpt.session.session.require_memory", self)
 
     def __call__(self, transformer: object, needed: int, what: str) -> None:
@@ -33,23 +32,23 @@ class Checked:
     def holds(self, work: Callable[[], object]) -> None:
         """The work takes as much as was checked, or less, but for a tenth and what small tensors take."""
         self.needed = 0
-        peak = peak_bytes(work, CPU)
+        peak = peak_bytes(work, self.device)
         assert self.needed > 0, "nothing was checked"
         assert peak <= 1.1 * self.needed + 4096, f"checked {self.needed}, took {peak}"
 
 
 @pytest.fixture(params=["micro", "pusht-64"])
-def model(request: pytest.FixtureRequest, make_world_model: MakeWorldModel) -> WorldModel:
+def model(request: pytest.FixtureRequest, make_world_model: MakeWorldModel, device: torch.device) -> WorldModel:
     if request.param == "micro":
         return make_world_model(action_dim=3, reward=True)
-    return WorldModel.from_pretrained("pusht-64")
+    return WorldModel.from_pretrained("pusht-64", device=device)
 
 
 @pytest.mark.parametrize("branches", [1, 4])
 def test_peaks_are_within_what_was_checked(
     model: WorldModel, make_frames: MakeFrames, monkeypatch: pytest.MonkeyPatch, branches: int
 ) -> None:
-    checked = Checked(monkeypatch)
+    checked = Checked(monkeypatch, model.device)
     frames = make_frames(24, 2, model.tokenizer.config.resolution)
     checked.holds(lambda: model.start(frames, branches, seed=1, horizon=HORIZON))
     session = model.start(frames, branches, seed=1, horizon=HORIZON)
@@ -73,9 +72,9 @@ def test_peaks_are_within_what_was_checked(
 def test_a_reset_takes_what_one_context_takes(make_world_model: MakeWorldModel, make_frames: MakeFrames) -> None:
     model, frames = make_world_model(), make_frames(256, 2)
     session = model.start(frames, seed=1, horizon=HORIZON)
-    alone = peak_bytes(lambda: model.start(frames[:1], seed=1, horizon=HORIZON), CPU)
+    alone = peak_bytes(lambda: model.start(frames[:1], seed=1, horizon=HORIZON), model.device)
     held = session.bytes
-    assert peak_bytes(lambda: session.reset(frames[:1], [77]), CPU) < 1.5 * alone < held / 20
+    assert peak_bytes(lambda: session.reset(frames[:1], [77]), model.device) < 1.5 * alone < held / 20
     assert session.bytes == held
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
@@ -60,17 +61,16 @@ SMALL = {
     "validate_every": 6,
     "validation_batches": 1,
     "save_every": 3,
-    "device": "cpu",
     "precision": "float32",
 }
 
 
 @pytest.fixture
-def tokenizer_settings(tmp_path: Path) -> Settings:
+def tokenizer_settings(tmp_path: Path, device: torch.device) -> Settings:
     """Make a configuration of a few steps on the folder `data`, into `run`; fields change by keyword."""
 
     def make(**changes: Any) -> TokenizerTrainingConfig:
-        paths = {"data": tmp_path / "data", "out": tmp_path / "run"}
+        paths = {"data": tmp_path / "data", "out": tmp_path / "run", "device": str(device)}
         usual = {"preset": _preset("micro-16", changes), "horizon": 6, "future_frames": 2}
         return TokenizerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
 
@@ -78,11 +78,12 @@ def tokenizer_settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def transformer_settings(tmp_path: Path) -> Settings:
+def transformer_settings(tmp_path: Path, device: torch.device) -> Settings:
     """Make a configuration of a few steps on the tokens of `tokenizer`, into `run`; fields change by keyword."""
 
     def make(**changes: Any) -> TransformerTrainingConfig:
-        paths = {"data": tmp_path / "data", "out": tmp_path / "run", "tokenizer": str(tmp_path / "tokenizer")}
+        paths = {"data": tmp_path / "data", "out": tmp_path / "run", "device": str(device)}
+        paths["tokenizer"] = str(tmp_path / "tokenizer")
         usual = {"preset": _preset("micro", changes), "segment_frames": 5}
         return TransformerTrainingConfig(**{**paths, **SMALL, **usual, **changes})
 

@@ -28,7 +28,7 @@ def session_bytes(
         rows: R.
         horizon: frames imagined from one context.
     """
-    if transformer.compiled:
+    if transformer.static:
         slots = rows = bucket(rows)
     return slots * slot_bytes(tokenizer, transformer) + rows * row_bytes(transformer, horizon)
 
@@ -58,12 +58,12 @@ def suffix_length(transformer: VideoTransformer, horizon: int) -> int:
 
     Compiled frames are also run for rows that stay where they are, and write behind their end.
     """
-    return is_lazy(transformer) + transformer.layout.frame_length * (horizon + transformer.compiled)
+    return is_lazy(transformer) + transformer.layout.frame_length * (horizon + transformer.static)
 
 
 def is_lazy(transformer: VideoTransformer) -> bool:
     """Whether a frame's last token is read together with the next slot, and not by itself for the reward."""
-    return transformer.reward_head is None and not transformer.compiled
+    return transformer.reward_head is None and not transformer.static
 
 
 def prefill_bytes(tokenizer: CompressiveTokenizer, transformer: VideoTransformer, contexts: int) -> int:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.checks import Seed, require_action, require_rows, stream_keys
-from ivideogpt.session.compiled import decode_compiled
 from ivideogpt.session.decoding import DecodedFrame, Drafting, decode_frame, decode_frame_from_draft
 from ivideogpt.session.memory import is_lazy, prefill_bytes, refresh_bytes, require_memory, session_bytes
 from ivideogpt.session.pixels import decode_rows, newest_frames
@@ -23,6 +22,7 @@ from ivideogpt.session.prefill import parts, prefill
 from ivideogpt.session.start import begin, new_contexts, read
 from ivideogpt.session.state import Snapshot, State
 from ivideogpt.session.states import known_states
+from ivideogpt.session.static import decode_static
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
 
@@ -69,7 +69,7 @@ class Session:
         self.tokenizer, self.transformer, self.sampling = tokenizer, transformer, sampling
         self.layout, self.horizon = transformer.layout, horizon
         self._device = transformer.embedding.weight.device
-        self._drafting = Drafting(drafts and self._device.type == "cpu" and not transformer.compiled)
+        self._drafting = Drafting(drafts and self._device.type == "cpu" and not transformer.static)
         self._lazy = is_lazy(transformer)
         self._state: State | None = state
         self._undo: Callable[[], None] | None = None  # the last step
@@ -333,8 +333,8 @@ class Session:
     def _frame(self, state: State, slot: Tensor, chosen: Sequence[int], index: Tensor, at: Tensor) -> DecodedFrame:
         """From the slots' embeddings (n,H) of the chosen rows, of which each is at (n,) of its frames: their tokens."""
         uniform, everybody = state.rows.uniform[index, at], list(chosen) == list(range(self.rows))
-        if self.transformer.compiled:
-            frame = decode_compiled(self.transformer, state.cache, slot, uniform, index, self.sampling)
+        if self.transformer.static:
+            frame = decode_static(self.transformer, state.cache, slot, uniform, index, self.sampling)
             if frame is not None:
                 state.cache.move(chosen, index, self.layout.frame_length)
                 return frame

@@ -68,7 +68,7 @@ def begin(
         keys: (rows, 2) the rows' random streams, context by context.
         horizon: frames imagined from one context.
     """
-    branches, fixed = len(keys) // len(given.which), transformer.compiled
+    branches, fixed = len(keys) // len(given.which), transformer.static
     kind_of_row = [kind for kind in given.which for _ in range(branches)]
     memory, read_states = None, []
     for kinds, made in read(tokenizer, transformer, given):

@@ -30,7 +30,8 @@ def embed_codes(model: VideoTransformer, tokenizer: CompressiveTokenizer) -> Non
     ]
     for table in (model.embedding.weight, model.head.weight):
         for quantizer, rows in parts:
-            vectors = quantizer.lookup(torch.arange(len(rows))).float()
+            codes = torch.arange(len(rows), device=tokenizer.context_in.weight.device)
+            vectors = quantizer.lookup(codes).float().to(table.device)
             vectors = (vectors - vectors.mean(0)) / vectors.std(0).clamp(min=1e-6)
             features = cosine_features(vectors, table.shape[1], _CODE_SCALE / vectors.shape[1] ** 0.5)
             table[rows.start : rows.stop] = features * table.std()

@@ -111,8 +111,8 @@ class VideoTransformer(nn.Module):
         self.reward_head = nn.Linear(config.hidden, 1) if config.reward else None
         self.states = None if config.state is None else StatePath(config)
         self._legal_head: nn.Module | None = None  # see `for_inference`
-        self.compiled = False
-        """Whether sessions compile its frames."""
+        self.static = self.compiled = False
+        """Whether sessions run its frames as always the same operations, and whether these are compiled."""
         self._rotary_tables: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
         self._initialise()
 
@@ -310,7 +310,7 @@ class VideoTransformer(nn.Module):
 
         Args:
             precision: of all but the states, which stay in float32.
-            compiled: whether sessions compile whole frames, on a GPU as CUDA graphs.
+            compiled: whether sessions compile its frames. On a GPU they run as CUDA graphs in any case.
         """
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         other = copy.deepcopy(self).eval().requires_grad_(False).to(dtype)
@@ -318,7 +318,7 @@ class VideoTransformer(nn.Module):
             other._pack_linear()
         if self.states is not None:  # as it is: rounded positions would drift
             other.states = copy.deepcopy(self.states).eval().requires_grad_(False).float()
-        other.compiled = compiled
+        other.compiled, other.static = compiled, compiled or other.embedding.weight.is_cuda
         return other
 
     def _pack_linear(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt import Session, WorldModel
-from ivideogpt.session import compiled
+from ivideogpt.session import static
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
@@ -39,10 +39,10 @@ class Graphs:
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     counted = Graphs()
-    make = functools.partial(torch.compile, compiled._decode_token, fullgraph=True, dynamic=False, backend=counted)
-    monkeypatch.setattr(compiled, "_compiled", functools.cache(make))
-    compiled._made.clear()
-    compiled._warn_once.cache_clear()
+    make = functools.partial(torch.compile, static._decode_token, fullgraph=True, dynamic=False, backend=counted)
+    monkeypatch.setattr(static, "_compiled", functools.cache(make))
+    static._compiled_for.clear()
+    static._warn_once.cache_clear()
     torch.compiler.reset()
     yield counted
     torch.compiler.reset()
@@ -104,7 +104,7 @@ def test_there_is_a_graph_for_each_bucket_and_capacity(
 def test_beyond_the_bound_there_is_one_warning(
     model: WorldModel, make_frames: MakeFrames, graphs: Graphs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compiled, "GRAPHS", 2)
+    monkeypatch.setattr(static, "COMPILED", 2)
     fast = model.for_inference("float32", compiled=True)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -124,7 +124,7 @@ def test_what_cannot_be_compiled_runs_as_it_is(
     def failing(*_: object) -> None:
         raise RuntimeError("no compiler here\nand a long story")
 
-    monkeypatch.setattr(compiled, "_compiled", lambda: failing)
+    monkeypatch.setattr(static, "_compiled", lambda: failing)
     fast = model.for_inference("float32", compiled=True)
     sessions = [each.start(make_frames(3, 2), seed=1, horizon=HORIZON) for each in (model, fast)]
     with pytest.warns(UserWarning, match="could not be compiled, so they run as they are: no compiler here") as said:
@@ -144,7 +144,7 @@ def test_out_of_memory_is_passed_on_and_can_be_tried_again(
     sessions = [each.start(make_frames(3, 2), seed=1, horizon=HORIZON) for each in (model, fast)]
     moment = sessions[1].snapshot()
     with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError):
-        patch.setattr(compiled, "_compiled", lambda: failing)
+        patch.setattr(static, "_compiled", lambda: failing)
         sessions[1].step()
     sessions[1].restore(moment)
     assert_same(*(session.step() for session in sessions))
