@@ -7,7 +7,7 @@ et al., Muon is Scalable for LLM Training, 2025), so learning rates have the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,23 @@ class Muon(torch.optim.AdamW):
         """One step; afterwards the gradients of orthogonal groups are gone, which makes AdamW pass over them."""
         assert closure is None, "the loop computes its gradients itself"
         for group in self.param_groups:
-            for weight in group["params"] if group["orthogonal"] else ():
-                if weight.grad is not None:
-                    self._orthogonal_step(weight, group["lr"], group["weight_decay"])
-                    weight.grad = None
+            weights = [weight for weight in group["params"] if weight.grad is not None] if group["orthogonal"] else []
+            for alike in _by_shape(weights):
+                self._orthogonal_step(alike, group["lr"], group["weight_decay"])
+            for weight in weights:
+                weight.grad = None
         super().step()
 
-    def _orthogonal_step(self, weight: Tensor, learning_rate: float, weight_decay: float) -> None:
+    def _orthogonal_step(self, weights: Sequence[Tensor], learning_rate: float, weight_decay: float) -> None:
+        """A step of weights of one shape, together: a GPU waits for each operation to be launched."""
+        directions = orthogonalized(torch.stack([self._direction(weight) for weight in weights]))
+        length = _RMS * math.sqrt(max(directions.shape[1:]))
+        for weight, direction in zip(weights, directions, strict=True):
+            weight.mul_(1 - learning_rate * weight_decay)
+            weight.add_(direction.view_as(weight), alpha=-learning_rate * length)
+
+    def _direction(self, weight: Tensor) -> Tensor:
+        """Where momentum, by Nesterov, and gradient point, as a matrix."""
         gradient, state = weight.grad, self.state[weight]
         assert gradient is not None, "weights without a gradient are passed over"
         if not state:
@@ -45,22 +55,27 @@ class Muon(torch.optim.AdamW):
             state["momentum"] = torch.zeros_like(weight)
         state["step"] += 1
         momentum = state["momentum"].lerp_(gradient, 1 - _MOMENTUM)
-        direction = orthogonalized(gradient.lerp(momentum, _MOMENTUM).flatten(1))  # Nesterov
-        length = _RMS * math.sqrt(max(direction.shape))
-        weight.mul_(1 - learning_rate * weight_decay)
-        weight.add_(direction.view_as(weight), alpha=-learning_rate * length)
+        return gradient.lerp(momentum, _MOMENTUM).flatten(1)
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """The matrix (n, m) with its singular values brought to about 1, by Newton-Schulz in bf16.
+def _by_shape(weights: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """The weights, those whose matrices have the same shape together."""
+    alike: dict[torch.Size, list[Tensor]] = {}
+    for weight in weights:
+        alike.setdefault(weight.flatten(1).shape, []).append(weight)
+    return alike.values()
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """Matrices (k, n, m) with their singular values brought to about 1, by Newton-Schulz in bf16.
 
     Those above a five-hundredth of the matrix's norm come to 0.7 to 1.2; smaller ones stay smaller.
     """
     a, b, c = _COEFFICIENTS
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = wide.bfloat16()
-    x = x / x.norm().clamp(min=1e-7)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x if wide is matrix else x.T).to(matrix.dtype)
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x if wide is matrices else x.mT).to(matrices.dtype)
