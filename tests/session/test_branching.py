@@ -263,16 +263,18 @@ def test_newest_frames_become_the_context(model: WorldModel, make_frames: MakeFr
     fresh = model.start(frames, seed=1, horizon=HORIZON)
     fresh._open().rows.restart_streams(session._open().rows.keys)  # the numbers of the same moment
     state = fresh._open().rows
-    fresh._open().rows = dataclasses.replace(state.next_segment(torch.full((4,), HORIZON)), segment=[0] * 4)
+    fresh._open().rows = dataclasses.replace(state.next_segment(torch.full_like(state.first, HORIZON)), segment=[0] * 4)
     for _ in range(2):
         assert torch.equal(session.step().tokens, fresh.step().tokens)
     assert session.bytes <= held + 2 * fresh.bytes, "every row has a context of its own now"
 
 
-def test_a_goal_stays_the_goal(make_tokenizer: Any, make_transformer: Any, make_frames: MakeFrames) -> None:
+def test_a_goal_stays_the_goal(
+    make_tokenizer: Any, make_transformer: Any, make_frames: MakeFrames, device: torch.device
+) -> None:
     tokenizer = make_tokenizer(context_frames=3)
     layout = dataclasses.replace(tokenizer.layout, goal=True)
-    model = WorldModel(tokenizer, make_transformer(layout=layout))
+    model = WorldModel(tokenizer, make_transformer(layout=layout)).to(device)
     context = make_frames(2, 3)
     session = model.start(context, seed=1, horizon=HORIZON)
     for _ in range(HORIZON + 1):

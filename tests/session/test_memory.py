@@ -34,7 +34,8 @@ class Checked:
         self.needed = 0
         peak = peak_bytes(work, self.device)
         assert self.needed > 0, "nothing was checked"
-        assert peak <= 1.1 * self.needed + 4096, f"checked {self.needed}, took {peak}"
+        small = 4096 if self.device.type == "cpu" else 1 << 16  # a GPU rounds every tensor up
+        assert peak <= 1.1 * self.needed + small, f"checked {self.needed}, took {peak}"
 
 
 @pytest.fixture(params=["micro", "pusht-64"])
@@ -50,6 +51,7 @@ def test_peaks_are_within_what_was_checked(
 ) -> None:
     checked = Checked(monkeypatch, model.device)
     frames = make_frames(24, 2, model.tokenizer.config.resolution)
+    model.start(frames, branches, horizon=HORIZON).step()  # what a GPU's libraries take once, they keep
     checked.holds(lambda: model.start(frames, branches, seed=1, horizon=HORIZON))
     session = model.start(frames, branches, seed=1, horizon=HORIZON)
     for _ in range(2):
@@ -116,7 +118,7 @@ def test_a_session_that_would_not_fit_is_refused(
         session.snapshot,
         lambda: session.restore(moment),
     ):
-        with pytest.raises(SessionError, match=r"need .* GB; .* GB are free on cpu"):
+        with pytest.raises(SessionError, match=r"need .* GB; .* GB are free on c"):
             use()
     monkeypatch.undo()
     session.restore(moment)

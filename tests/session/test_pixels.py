@@ -65,16 +65,16 @@ def test_many_frames_are_decoded_in_parts(
 
 
 def test_tokenizer_and_transformer_may_have_measured_states_differently(
-    make_tokenizer: Make, make_transformer: Make, make_frames: MakeFrames
+    make_tokenizer: Make, make_transformer: Make, make_frames: MakeFrames, device: torch.device
 ) -> None:
     tokenizer = make_tokenizer(state=POSE)
     other = StateConfig(mean=(0.0, 1.0, 2.0), std=(3.0, 2.0, 1.0), change=(0.5, 0.2, 0.1))  # no angles, even
-    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout, state=other))
+    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout, state=other)).to(device)
     session, context = model.start(make_frames(2, 2), seed=1, states=poses(2)), make_frames(2, 2)
     steps = [session.step() for _ in range(2)]
     codes = tokenizer.encode_context(context).codes
     tokens = torch.stack([step.tokens for step in steps], dim=1) - tokenizer.layout.dynamics_ids.start
-    shown = torch.cat([poses(2), *(step.state[:, None] for step in steps)], dim=1)  # type: ignore[index]
+    shown = torch.cat([poses(2).to(device), *(step.state[:, None] for step in steps)], dim=1)  # type: ignore[index]
     video = tokenizer.detokenize(tokenizer.layout.assemble(codes, tokens), shown)
     torch.testing.assert_close(session.frames, video[:, 2:], **NEAR)
 
@@ -87,10 +87,10 @@ def test_states_of_different_sizes_do_not_go_together(make_tokenizer: Make, make
 
 
 def test_a_transformer_without_states_draws_without_them(
-    make_tokenizer: Make, make_transformer: Make, make_frames: MakeFrames
+    make_tokenizer: Make, make_transformer: Make, make_frames: MakeFrames, device: torch.device
 ) -> None:
     tokenizer = make_tokenizer(state=POSE)
-    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout))
+    model = WorldModel(tokenizer, make_transformer(layout=tokenizer.layout)).to(device)
     step = model.start(make_frames(1, 2), seed=1).step()
     assert step.state is None
     codes = tokenizer.encode_context(make_frames(1, 2)).codes

@@ -47,8 +47,8 @@ def recomputed(
 ) -> tuple[Tensor, Tensor | None]:
     """One row without any cache: the whole sequence again for every token. Tokens (L,) and rewards (F,)."""
     layout, transformer = model.transformer.layout, model.transformer
-    keys = torch.tensor([stream_key(key)])
-    numbers = uniform_numbers(keys, torch.zeros(1, dtype=torch.int64), HORIZON, layout.dynamics_tokens)
+    keys = torch.tensor([stream_key(key)], device=model.device)
+    numbers = uniform_numbers(keys, torch.zeros_like(keys[:, 0]), HORIZON, layout.dynamics_tokens)
     row = model.tokenizer.tokenize(context[None])[0].tolist()
     rewards = []
     for j in range(HORIZON):
@@ -56,15 +56,15 @@ def recomputed(
         uniform = numbers[:, j]
         for i in range(layout.dynamics_tokens):
             # A whole frame, whatever is in it: nothing depends on later tokens.
-            padded = torch.tensor([row + [layout.future_slot] * (layout.dynamics_tokens - i)])
+            padded = torch.tensor([row + [layout.future_slot] * (layout.dynamics_tokens - i)], device=model.device)
             taken = None if actions is None else actions[None, : 2 + j + 1]
             logits = transformer(padded, taken).logits[0, len(row) - 1]
             legal = logits[layout.dynamics_ids.start : layout.dynamics_ids.stop]
             row.append(layout.dynamics_ids.start + int(sample(legal[None], uniform[:, i], sampling).code))
         taken = None if actions is None else actions[None, : 2 + j + 1]
-        reward = transformer(torch.tensor([row]), taken).rewards
+        reward = transformer(torch.tensor([row], device=model.device), taken).rewards
         rewards += [] if reward is None else [reward[0, -1]]
-    return torch.tensor(row), torch.stack(rewards) if rewards else None
+    return torch.tensor(row, device=model.device), torch.stack(rewards) if rewards else None
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_memory_is_bounded_and_refused_with_the_numbers(
         session.step()
     assert session.bytes == held
     monkeypatch.setattr("ivideogpt.session.memory.free_memory", lambda _: held // 2)
-    with pytest.raises(SessionError, match=r"9 rows of 3 new contexts and 4 frames need .* GB; .* GB are free on cpu"):
+    with pytest.raises(SessionError, match=r"9 rows of 3 new contexts and 4 frames need .* GB; .* GB are free on c"):
         model.start(context, branches=3, horizon=4)
     with pytest.raises(SessionError, match="900 rows of 0 new contexts"):
         session.fork([0] * 900)
@@ -312,7 +312,7 @@ def test_what_is_given_away_may_be_altered(make_world_model: MakeWorldModel, con
 
 def test_things_that_are_no_tensors(model: WorldModel, context: Tensor) -> None:
     with pytest.raises(ShapeError, match="context is a ndarray; give a torch tensor"):
-        model.start(context.numpy())  # type: ignore[arg-type]
+        model.start(context.cpu().numpy())  # type: ignore[arg-type]
     session = model.start(context, seed=1)
     with pytest.raises(ShapeError, match="action is a ndarray; give a torch tensor"):
         session.step(torch.zeros(3, A).numpy())  # type: ignore[arg-type]

@@ -152,7 +152,7 @@ class _Frame:
     def capture(self) -> None:
         """From now on a pass is a replay of this one."""
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=_pool()):
+        with torch.cuda.graph(self._graph):
             self.one_pass()
 
     def decode(self, x: Tensor, uniform: Tensor) -> DecodedFrame:
@@ -167,12 +167,6 @@ class _Frame:
                 self._graph.replay()
         tokens = Sampled(*(part[:, :-1] for part in self._sampled))
         return frame_of(self._transformer, tokens, self._last)
-
-
-@functools.cache
-def _pool() -> Any:
-    """Memory for what is made inside graphs; all may share it, since no two run at a time."""
-    return torch.cuda.graph_pool_handle()
 
 
 @functools.cache
