@@ -12,7 +12,7 @@ from ivideogpt.cli.main import main
 
 def test_demo_shows_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    assert main(["demo", "--out", str(out), "--episodes", "1", "--seconds", "0.1", "--json"]) == 0
+    assert main(["demo", "--out", str(out), "--episodes", "1", "--fine-tune-seconds", "0.1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["episodes"] == 1
     assert figures["fine_tuning"]["steps"] >= 1

@@ -35,8 +35,8 @@ class Options(BaseOptions):
     """A shipped model, a model folder, or a Hub id; it must take Push-T's actions."""
     episodes: int = Field(3, ge=1, le=20)
     """Episodes to imagine. None of them was trained on."""
-    seconds: float = Field(60.0, ge=0)
-    """How long to fine-tune; 0 leaves it out."""
+    fine_tune_seconds: float = Field(60.0, ge=0)
+    """How long to fine-tune, after the half a minute that imagining takes; 0 leaves it out."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:n."""
     overwrite: bool = False
@@ -52,7 +52,7 @@ def run(options: Options) -> None:
 
     require_free_output(options.out, overwrite=options.overwrite)
     figures, sections = _imagine(options)
-    if options.seconds:
+    if options.fine_tune_seconds:
         figures["fine_tuning"] = _fine_tune(options)
         text = "The transformer, trained further on new episodes, to show that the training path runs."
         sections.append(Section("Fine-tuning", text, figures=figures["fine_tuning"]))
@@ -145,7 +145,7 @@ def _fine_tune(options: Options) -> dict[str, Any]:
                 steps = item.step
                 bar.update(steps, f"loss {item.losses['loss']:.4f}")
                 validations += [item.validation] if item.validation else []
-            if time.monotonic() - start > options.seconds and validations:
+            if time.monotonic() - start > options.fine_tune_seconds and validations:
                 break
     return {
         "steps": steps,
