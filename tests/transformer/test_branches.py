@@ -39,7 +39,7 @@ def test_sharing_changes_nothing(
     made = torch.cat([model.hidden_states(piece, cache) for piece in own.split(pieces, dim=1)], dim=1)
     whole = model.hidden_states(torch.cat([shared[prefix_of_row], own], dim=1))[:, PREFIX:]
     torch.testing.assert_close(made, whole)
-    assert (cache.furthest, cache.in_lockstep) == (PREFIX + sum(pieces), True)
+    assert (cache.max_length, cache.in_lockstep) == (PREFIX + sum(pieces), True)
 
 
 @torch.no_grad()

@@ -158,7 +158,7 @@ def frame_of(transformer: VideoTransformer, sampled: Sampled, last: Tensor | Non
 class Drafting:
     """Whether to decode from drafts, learnt from how it went.
 
-    It pays where the frame before foretells most tokens and reading many positions costs little more than reading one:
+    It pays where the frame before predicts most tokens and reading many positions costs little more than reading one:
     for a single row on a CPU, not for many, whose wrong guesses add up, nor on a GPU, which waits for every pass.
 
     Args:

@@ -36,7 +36,7 @@ def session_bytes(
 def slot_bytes(tokenizer: CompressiveTokenizer, transformer: VideoTransformer) -> int:
     """Memory of a context: what the transformer has read, the decoder's features, and the frames."""
     layout, side = transformer.layout, tokenizer.config.resolution
-    prefix = (layout.prefix_length - is_lazy(transformer)) * _position_bytes(transformer)
+    prefix = (layout.prefix_length - defers_last_token(transformer)) * _position_bytes(transformer)
     # The decoder's keys and values of a context are as large as its context positions.
     named = tokenizer.prediction_decoder.named_parameters()
     features = sum(2 * weight.numel() for name, weight in named if name.endswith("context_position"))
@@ -58,10 +58,10 @@ def suffix_length(transformer: VideoTransformer, horizon: int) -> int:
 
     Compiled frames are also run for rows that stay where they are, and write behind their end.
     """
-    return is_lazy(transformer) + transformer.layout.frame_length * (horizon + transformer.static)
+    return defers_last_token(transformer) + transformer.layout.frame_length * (horizon + transformer.static)
 
 
-def is_lazy(transformer: VideoTransformer) -> bool:
+def defers_last_token(transformer: VideoTransformer) -> bool:
     """Whether a frame's last token is read together with the next slot, and not by itself for the reward."""
     return transformer.reward_head is None and not transformer.static
 

@@ -42,7 +42,7 @@ def decode_rows(
         return contexts.frames.new_empty(len(codes), 0, *contexts.frames.shape[2:], dtype=torch.float32)
     shown = None if state.rows.known is None else state.rows.known.shown[index[:, None], numbers]
     which, parts = state.cache.prefix_index.index_select(0, index), codes
-    if regular is not None and list(chosen) == list(state.everybody[0]):  # all frames of a context's rows together
+    if regular is not None and list(chosen) == list(state.all_rows[0]):  # all frames of a context's rows together
         together = (regular.stop - regular.start, -1)
         parts = codes.unflatten(0, together).flatten(1, 2)  # (S, K*F, M)
         shown = None if shown is None else shown.unflatten(0, together).flatten(1, 2)

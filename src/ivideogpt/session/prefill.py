@@ -34,14 +34,14 @@ class Prefilled(NamedTuple):
 
 
 def prefill(
-    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, *, lazy: bool, states: bool
+    tokenizer: CompressiveTokenizer, transformer: VideoTransformer, frames: Tensor, *, defer_last: bool, states: bool
 ) -> Prefilled:
     """Tokenize and read contexts (n,t,3,side,side), and decode their features.
 
     Args:
         tokenizer, transformer: the model.
         frames: in the tokenizer's precision, in [0,1].
-        lazy: leave each context's last token pending: the transformer reads it together with the first slot.
+        defer_last: leave each context's last token pending: the transformer reads it together with the first slot.
         states: whether to read the states that they show.
     """
     layout = transformer.layout
@@ -50,7 +50,7 @@ def prefill(
     del encoded  # what an encoder of future frames would attend to
     features = tokenizer.decode_context(codes, pixels=False).keys_values
     tokens = layout.assemble(codes, codes.new_empty(len(codes), 0, layout.dynamics_tokens))
-    length = layout.prefix_length - lazy
+    length = layout.prefix_length - defer_last
     cache = transformer.new_cache(len(codes), length)
     transformer.hidden_states(transformer.embed(tokens, None)[:, :length], cache)
     return Prefilled(Contexts(frames, features, tokens[:, -1], Prefixes.of(cache)), read)

@@ -16,7 +16,7 @@ from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.checks import Seed, require_action, require_rows, stream_keys
 from ivideogpt.session.decoding import DecodedFrame, Drafting, decode_frame, decode_frame_from_draft
-from ivideogpt.session.memory import is_lazy, prefill_bytes, refresh_bytes, require_memory, session_bytes
+from ivideogpt.session.memory import defers_last_token, prefill_bytes, refresh_bytes, require_memory, session_bytes
 from ivideogpt.session.pixels import decode_rows, newest_frames
 from ivideogpt.session.prefill import parts, prefill
 from ivideogpt.session.start import begin, new_contexts, read
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     tokens: Tensor
     """(n, M) int64 token ids of the frame."""
     state: Tensor | None = None
-    """(n, S) state that this frame shows, foretold before its tokens were sampled, in the states' own units, angles
+    """(n, S) state that this frame shows, predicted before its tokens were sampled, in the states' own units, angles
     between -pi and pi; None where the model has learned no states."""
 
 
@@ -70,7 +70,7 @@ class Session:
         self.layout, self.horizon = transformer.layout, horizon
         self._device = transformer.embedding.weight.device
         self._drafting = Drafting(drafts and self._device.type == "cpu" and not transformer.static)
-        self._lazy = is_lazy(transformer)
+        self._defers_last = defers_last_token(transformer)
         self._state: State | None = state
         self._undo: Callable[[], None] | None = None  # the last step
 
@@ -124,7 +124,7 @@ class Session:
 
         Frames of the given context as long as fewer have been imagined; with a goal, the goal first.
         """
-        return newest_frames(self.tokenizer, self.layout, self._open(), *self._open().everybody)
+        return newest_frames(self.tokenizer, self.layout, self._open(), *self._open().all_rows)
 
     # Going on
 
@@ -143,7 +143,7 @@ class Session:
                 memory is free for new contexts.
         """
         state = self._open()
-        chosen, index = state.everybody if rows is None else self._chosen(rows, "stepped")
+        chosen, index = state.all_rows if rows is None else self._chosen(rows, "stepped")
         action = require_action(self.transformer, action, chosen)
         self._renew([row for row in chosen if state.rows.segment[row] == self.horizon])
         undo = state.moment()
@@ -185,7 +185,7 @@ class Session:
             SessionError: as in `step`.
         """
         state = self._open()
-        chosen, index = state.everybody if rows is None else self._chosen(rows, "decoded")
+        chosen, index = state.all_rows if rows is None else self._chosen(rows, "decoded")
         expected = (len(chosen), self.layout.dynamics_tokens)
         if tokens.ndim != 3 or (tokens.shape[0], tokens.shape[2]) != expected:
             raise ShapeError(
@@ -332,24 +332,24 @@ class Session:
 
     def _frame(self, state: State, slot: Tensor, chosen: Sequence[int], index: Tensor, at: Tensor) -> DecodedFrame:
         """From the slots' embeddings (n,H) of the chosen rows, of which each is at (n,) of its frames: their tokens."""
-        uniform, everybody = state.rows.uniform[index, at], list(chosen) == list(range(self.rows))
+        uniform, all_rows = state.rows.uniform[index, at], list(chosen) == list(range(self.rows))
         if self.transformer.static:
             frame = decode_static(self.transformer, state.cache, slot, uniform, index, self.sampling)
             if frame is not None:
                 state.cache.move(chosen, index, self.layout.frame_length)
                 return frame
-        cache = state.cache if everybody else state.cache.copy(chosen, index, self.layout.frame_length)
+        cache = state.cache if all_rows else state.cache.copy(chosen, index, self.layout.frame_length)
         x = slot[:, None]
-        if self._lazy:
+        if self._defers_last:
             x = torch.cat([self._pending(state, index, at), x], dim=1)
         arguments = (self.transformer, cache, x, uniform, self.sampling)
         if self._drafting.worthwhile(len(chosen), state.rows.segment[chosen[0]]):
             draft = state.rows.tokens[index, at - 1]
-            frame, passes = decode_frame_from_draft(*arguments, draft, read_last=not self._lazy)
+            frame, passes = decode_frame_from_draft(*arguments, draft, read_last=not self._defers_last)
             self._drafting.learn(passes, self.layout.dynamics_tokens)
         else:
-            frame = decode_frame(*arguments, read_last=not self._lazy)
-        if not everybody:
+            frame = decode_frame(*arguments, read_last=not self._defers_last)
+        if not all_rows:
             state.cache.take(chosen, index, cache, self.layout.frame_length)
         return frame
 
@@ -380,7 +380,7 @@ class Session:
             frames = newest_frames(self.tokenizer, self.layout, state, chosen, index).to(
                 self.tokenizer.context_in.weight.dtype
             )
-            made = prefill(self.tokenizer, self.transformer, frames, lazy=self._lazy, states=False)
+            made = prefill(self.tokenizer, self.transformer, frames, defer_last=self._defers_last, states=False)
             following = state.rows.select(chosen, index).next_segment(state.imagined(index))
             state.begin(chosen, index, made.contexts, range(len(chosen)), following)
             del made  # before the next are read
@@ -393,8 +393,8 @@ class Session:
     def _chosen(self, rows: Sequence[int], done: str) -> tuple[Sequence[int], Tensor]:
         """Numbers of rows, checked, each once, and the same (n,) on the device."""
         chosen = require_rows(rows, self.rows, once=done)
-        everybody, index = self._open().everybody
-        return chosen, index if chosen == list(everybody) else torch.tensor(chosen, device=self._device)
+        all_rows, index = self._open().all_rows
+        return chosen, index if chosen == list(all_rows) else torch.tensor(chosen, device=self._device)
 
     def _what(self, contexts: int, rows: int) -> str:
         return f"{rows} rows of {contexts} new contexts and {self.horizon} frames"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.session.checks import distinct, require_context
-from ivideogpt.session.memory import is_lazy, suffix_length
+from ivideogpt.session.memory import defers_last_token, suffix_length
 from ivideogpt.session.prefill import Prefilled, parts, prefill
 from ivideogpt.session.slots import Memory, Slots, bucket
 from ivideogpt.session.state import Rows, State
@@ -54,7 +54,7 @@ def read(
     reads = transformer.states is not None and given.states is None
     for part in parts(len(given.first), tokenizer.config.resolution, transformer.embedding.weight.device):
         frames = tokenizer.pixels(given.frames[[given.first[kind] for kind in part]])
-        yield part, prefill(tokenizer, transformer, frames, lazy=is_lazy(transformer), states=reads)
+        yield part, prefill(tokenizer, transformer, frames, defer_last=defers_last_token(transformer), states=reads)
 
 
 def begin(

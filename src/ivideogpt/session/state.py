@@ -109,7 +109,7 @@ class State:
         return self.slots.contexts.bytes + self.cache.bytes + self.rows.bytes
 
     @property
-    def everybody(self) -> tuple[range, Tensor]:
+    def all_rows(self) -> tuple[range, Tensor]:
         """The numbers of all rows, here and on the device."""
         count = len(self.rows.segment)
         return range(count), torch.arange(count, device=self.rows.tokens.device)
@@ -134,8 +134,8 @@ class State:
     def snapshot(self) -> Snapshot:
         """This moment."""
         suffixes = Suffixes(self.cache.prefixes, len(self.rows.segment), max(self.cache.lengths))
-        suffixes.select(*self.everybody, self.cache)
-        return Snapshot(weakref.ref(self), self.slots.keep(), suffixes, self.rows.select(*self.everybody))
+        suffixes.select(*self.all_rows, self.cache)
+        return Snapshot(weakref.ref(self), self.slots.keep(), suffixes, self.rows.select(*self.all_rows))
 
     def bytes_to_restore(self, moment: Snapshot) -> int:
         """Memory that it takes to go back, bytes."""
@@ -143,9 +143,9 @@ class State:
 
     def restore(self, moment: Snapshot) -> None:
         """Go back; where memory runs out, nothing has changed."""
-        rows = moment.rows.select(*self.everybody)
+        rows = moment.rows.select(*self.all_rows)
         self.slots.restore(moment.kept)
-        self.cache.select(*self.everybody, moment.suffixes)
+        self.cache.select(*self.all_rows, moment.suffixes)
         self.follow_slots()
         self.rows = rows
 

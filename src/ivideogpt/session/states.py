@@ -1,4 +1,4 @@
-"""What a session knows of its rows' states: read from the context or given with it, then foretold step by step.
+"""What a session knows of its rows' states: read from the context or given with it, then predicted step by step.
 
 Shapes: R rows, n contexts, t context frames, S numbers of a state, D its features (`states.py`), A action size.
 """

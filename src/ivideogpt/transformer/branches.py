@@ -81,11 +81,11 @@ class Suffixes:
         """
         self.lengths = [others.lengths[row] for row in rows]
         count, filled = len(rows), max(self.lengths)
-        everybody = list(rows) == list(range(len(others.lengths)))
-        self.starts[:count] = others.starts[:count] if everybody else others.starts.index_select(0, index)
+        all_rows = list(rows) == list(range(len(others.lengths)))
+        self.starts[:count] = others.starts[:count] if all_rows else others.starts.index_select(0, index)
         for mine, theirs in ((self.keys, others.keys), (self.values, others.values)):
             for layer, to in zip(theirs[:, :, :, :filled], mine[:, :count, :, :filled], strict=True):
-                to.copy_(layer[:count] if everybody else layer.index_select(0, index))
+                to.copy_(layer[:count] if all_rows else layer.index_select(0, index))
 
     def take(self, rows: Sequence[int], index: Tensor, others: Suffixes, count: int) -> None:
         """Copy what others, copies of these rows, have written since: `count` positions each. As in `select`."""
@@ -148,8 +148,8 @@ class BranchedCache(Suffixes):
         return other
 
     @property
-    def furthest(self) -> int:
-        """Positions filled in the row that got furthest, prefix included."""
+    def max_length(self) -> int:
+        """Positions filled in the longest row, prefix included."""
         return self.prefix_length + max(self.lengths)
 
     @property
@@ -160,7 +160,7 @@ class BranchedCache(Suffixes):
     def positions(self, count: int) -> slice | Tensor:
         """See `Cache`."""
         if self.in_lockstep:
-            return slice(self.furthest, self.furthest + count)
+            return slice(self.max_length, self.max_length + count)
         starts = self.starts[: len(self.lengths), None]
         self._next = starts + torch.arange(count, device=starts.device)
         return self.prefix_length + self._next
@@ -180,17 +180,17 @@ class BranchedCache(Suffixes):
         end = max(self.lengths) + count
         self._write(layer, keys, values)
         own_keys, own_values = (x.narrow(2, 0, end) for x in self._by_layer[layer])
-        later = self._later(count, end) if count > 1 or not self.in_lockstep else None
+        mask = self._causal_mask(count, end) if count > 1 or not self.in_lockstep else None
         queries = queries * queries.shape[-1] ** -0.5
         shared = self.groups.multiply(queries, self.prefixes.keys[layer].transpose(-1, -2))
         own = queries @ own_keys.transpose(-1, -2)  # (R, h, n, u)
-        if later is not None:
-            own = own.masked_fill(later, -torch.inf)
+        if mask is not None:
+            own = own.masked_fill(mask, -torch.inf)
         weights = torch.cat([shared, own], dim=-1).softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         to_prefix, to_own = weights.split([self.prefix_length, end], dim=-1)
         return self.groups.multiply(to_prefix, self.prefixes.values[layer]) + to_own @ own_values
 
-    def _later(self, count: int, end: int) -> Tensor:
+    def _causal_mask(self, count: int, end: int) -> Tensor:
         """Bool, True where a suffix position comes after the query: (n, end), or (R, 1, n, end) out of step."""
         places = torch.arange(end, device=self.keys.device)
         if self.in_lockstep:

@@ -18,8 +18,8 @@ class Cache(Protocol):
     """What the transformer asks of a cache: where new tokens stand, and attention to all that came before."""
 
     @property
-    def furthest(self) -> int:
-        """Positions filled in the row that got furthest, as far as that is known without asking a device."""
+    def max_length(self) -> int:
+        """Positions filled in the longest row, as far as that is known without asking a device."""
         ...
 
     def positions(self, count: int) -> slice | Tensor:
@@ -71,7 +71,7 @@ class KeyValueCache:
         return self.keys.nbytes + self.values.nbytes
 
     @property
-    def furthest(self) -> int:
+    def max_length(self) -> int:
         """Positions filled so far."""
         return self.length
 

@@ -39,7 +39,7 @@ class TransformerOutput(NamedTuple):
     rewards: Tensor | None
     """(B, F) reward on arriving at each future frame, on the scale the head was trained on; None without a head."""
     states: Tensor | None = None
-    """(B, F, S) state of each future frame, foretold at its slot from the states before; None without states."""
+    """(B, F, S) state of each future frame, predicted at its slot from the states before; None without states."""
 
 
 class Attention(nn.Module):
@@ -256,7 +256,7 @@ class VideoTransformer(nn.Module):
             ShapeError: more positions than the model or the cache has.
         """
         count = x.shape[1]
-        filled = 0 if cache is None else cache.furthest
+        filled = 0 if cache is None else cache.max_length
         if filled + count > self.config.max_positions:
             raise ShapeError(
                 f"a sequence of {filled + count} tokens exceeds the model's {self.config.max_positions} positions. "

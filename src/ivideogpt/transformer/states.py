@@ -1,4 +1,4 @@
-"""What a transformer does with states: foretell the next one from an action, and draw the frame that shows it.
+"""What a transformer does with states: predict the next one from an action, and draw the frame that shows it.
 
 The next state is predicted at a frame's slot, before its tokens are sampled, and what it will be is added to the slot's
 embedding: sampling the frame's tokens is then a matter of drawing what is already known.

@@ -25,7 +25,7 @@ class StaticCache:
         self, prefixes: tuple[Tensor, Tensor], suffixes: tuple[Tensor, Tensor], starts: Tensor, last: int
     ) -> None:
         self._prefixes, self._suffixes, self._next, self._last = prefixes, suffixes, starts[:, None], last
-        self.furthest = 0
+        self.max_length = 0
         """Nobody knows without asking the device; whoever made this has seen to the room."""
 
     def positions(self, count: int) -> Tensor:
@@ -42,10 +42,10 @@ class StaticCache:
         own_keys, own_values = (suffix[layer] for suffix in self._suffixes)
         own_keys[rows, :, self._next] = keys.transpose(1, 2)
         own_values[rows, :, self._next] = values.transpose(1, 2)
-        later = torch.arange(own_keys.shape[2], device=keys.device) > self._next  # (R, U)
+        masked = torch.arange(own_keys.shape[2], device=keys.device) > self._next  # (R, U)
         prefix_keys, prefix_values = (prefix[layer] for prefix in self._prefixes)
         queries = queries * queries.shape[-1] ** -0.5
-        own = (queries @ own_keys.transpose(-1, -2)).masked_fill(later[:, None, None], -torch.inf)
+        own = (queries @ own_keys.transpose(-1, -2)).masked_fill(masked[:, None, None], -torch.inf)
         scores = torch.cat([queries @ prefix_keys.transpose(-1, -2), own], dim=-1)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(values.dtype)
         to_prefix, to_own = weights.split([prefix_keys.shape[2], own_keys.shape[2]], dim=-1)
