@@ -52,6 +52,11 @@ def _dispatch(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"ivideogpt {__version__}")
         return 0
+    if words[0] == "complete":
+        from ivideogpt.cli.completion import complete
+
+        complete(COMMANDS)
+        return 0
     for size in (2, 1):
         name = " ".join(words[:size])
         if name in COMMANDS:
@@ -76,4 +81,11 @@ def _help(names: list[str]) -> str:
     width = max(map(len, names))
     lines = ["usage: ivideogpt <command> [options]", "", "commands:"]
     lines += [f"  {name:<{width}}   {COMMANDS[name]}" for name in names]
-    return "\n".join([*lines, "", "ivideogpt <command> --help explains every option.  ivideogpt --version"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "ivideogpt <command> --help explains every option.  ivideogpt --version",
+            "completion in bash: complete -o default -C 'ivideogpt complete' ivideogpt",
+        ]
+    )
