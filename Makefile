@@ -33,7 +33,7 @@ pusht-64: $(VENV)/.installed
 	PYTHON=$(BIN)/python bash recipes/pusht_64.sh
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -q tests/session tests/training tests/envs tests/test_inference.py --device cuda
