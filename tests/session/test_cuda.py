@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ivideogpt import Session, WorldModel
 from ivideogpt.session import session as room
-from ivideogpt.session import static
 from ivideogpt.transformer.streams import uniform_numbers
+from tests.session.test_static import compare_lives
 
 MakeWorldModel = Callable[..., WorldModel]
 MakeFrames = Callable[..., Tensor]
@@ -49,30 +49,12 @@ def test_streams_are_the_same_everywhere() -> None:
     assert torch.equal(there.cpu(), uniform_numbers(keys, first, 4, 16))
 
 
-def test_compiled_and_captured_frames_are_the_same(model: WorldModel, make_frames: MakeFrames) -> None:
-    """Through everything that a session can do, by PyTorch's own compiler."""
-    frames, actions = make_frames(3, 2), torch.rand(40, 6, A) * 2 - 1
-    fast = model.for_inference("float32", compiled=True)
-    pair = [each.start(frames, branches=2, seed=1, horizon=HORIZON) for each in (model, fast)]
-    for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number]) for session in pair))
-    assert fast.transformer.compiled, "it could not be compiled"
-    for session in pair:
-        session.reset(frames[:2], [1, 4], seed=3)
-    moments = [session.snapshot() for session in pair]
-    for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number, :2], rows=[4, 0]) for session in pair))
-        assert_same(*(session.step(actions[number]) for session in pair))
-    forks = [session.fork([5, 4, 4, 0, 1, 2]) for session in pair]
-    for session, moment in zip(pair, moments, strict=True):
-        session.restore(moment)
-    for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number]) for session in pair))
-        assert_same(*(session.step(actions[number]) for session in forks))
-        for session in pair:
-            session.step(-actions[number])
-            session.take_back()
-    assert len(static._compiled_for[fast.transformer]) == 1
+@pytest.mark.parametrize("compile_it", [False, True])
+def test_captured_frames_are_the_same(model: WorldModel, make_frames: MakeFrames, compile_it: bool) -> None:
+    fast = model.for_inference("float32", compiled=compile_it)
+    compare_lives([model, fast], make_frames(3, 2), assert_same)
+    assert fast.transformer.static, "it could not be captured"
+    assert fast.transformer.compiled == compile_it
 
 
 @pytest.mark.parametrize("static_frames", [False, True])
@@ -90,7 +72,8 @@ def test_nothing_waits_inside_a_frame(
             torch.cuda.set_sync_debug_mode("default")
         return watched[-1]
 
-    fast = model.for_inference("float32", compiled=static_frames)
+    fast = model.for_inference("float32")
+    fast.transformer.static = static_frames
     session = fast.start(make_frames(4, 2), branches=2, seed=1, horizon=HORIZON)
 
     def steps() -> Session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -55,28 +55,32 @@ def assert_same(ours: Any, theirs: Any) -> None:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
-def test_compiled_frames_are_the_same(model: WorldModel, make_frames: MakeFrames, graphs: Graphs) -> None:
-    """Through everything that a session can do, with one graph: rows fill a bucket of eight."""
-    frames, actions = make_frames(3, 2), torch.rand(40, 6, A) * 2 - 1
-    fast = model.for_inference("float32", compiled=True)
-    pair = [each.start(frames, branches=2, seed=1, horizon=HORIZON) for each in (model, fast)]
+def compare_lives(models: Sequence[Any], frames: Tensor, compare: Callable[[Any, Any], None]) -> None:
+    """Take two models through everything that a session can do, and compare each step."""
+    actions = torch.rand(40, 6, A) * 2 - 1
+    pair = [each.start(frames, branches=2, seed=1, horizon=HORIZON) for each in models]
     for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number]) for session in pair))
+        compare(*(session.step(actions[number]) for session in pair))
     for session in pair:
         session.reset(frames[:2], [1, 4], seed=3)
     moments = [session.snapshot() for session in pair]
     for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number, :2], rows=[4, 0]) for session in pair))
-        assert_same(*(session.step(actions[number]) for session in pair))
+        compare(*(session.step(actions[number, :2], rows=[4, 0]) for session in pair))
+        compare(*(session.step(actions[number]) for session in pair))
     forks = [session.fork([5, 4, 4, 0, 1, 2]) for session in pair]
     for session, moment in zip(pair, moments, strict=True):
         session.restore(moment)
     for number in range(HORIZON + 1):
-        assert_same(*(session.step(actions[number]) for session in pair))
-        assert_same(*(session.step(actions[number]) for session in forks))
+        compare(*(session.step(actions[number]) for session in pair))
+        compare(*(session.step(actions[number]) for session in forks))
         for session in pair:
             session.step(-actions[number])
             session.take_back()
+
+
+def test_compiled_frames_are_the_same(model: WorldModel, make_frames: MakeFrames, graphs: Graphs) -> None:
+    """With one graph: rows fill a bucket of eight."""
+    compare_lives([model, model.for_inference("float32", compiled=True)], make_frames(3, 2), assert_same)
     assert graphs.count == 1
 
 
