@@ -82,7 +82,7 @@ def test_nothing_waits_inside_a_frame(
             session.step(torch.zeros(3, A), rows=[6, 1, 2])
         return session
 
-    steps()  # compiles
+    steps()  # captures
     monkeypatch.setattr(room, name, watch)
     steps()
     assert len(watched) == 2 * HORIZON
