@@ -7,10 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from ivideogpt.cli import demo
 from ivideogpt.cli.main import main
 
 
-def test_demo_shows_and_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_demo_shows_and_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_TRAINING_EPISODES", 2)
+    monkeypatch.setattr(demo, "_FINE_TUNING", {**demo._FINE_TUNING, "batch_size": 2, "cache_tokens": 4})
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--episodes", "1", "--fine-tune-seconds", "0.1", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
