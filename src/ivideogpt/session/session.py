@@ -17,6 +17,7 @@ from ivideogpt.errors import SessionError, ShapeError
 from ivideogpt.session.checks import Seed, require_action, require_rows, stream_keys
 from ivideogpt.session.decoding import DecodedFrame, Drafting, decode_frame, decode_frame_from_draft
 from ivideogpt.session.memory import defers_last_token, prefill_bytes, refresh_bytes, require_memory, session_bytes
+from ivideogpt.session.modes import in_own_mode, own_mode
 from ivideogpt.session.pixels import decode_rows, newest_frames
 from ivideogpt.session.prefill import parts, prefill
 from ivideogpt.session.start import begin, new_contexts, read
@@ -30,7 +31,7 @@ _FORKED = 1  # ends the keys of a fork's streams, so that none is a stream of `s
 
 
 class Step(NamedTuple):
-    """One imagined step of all rows, or of those named."""
+    """One imagined frame of n rows."""
 
     frame: Tensor | None
     """(n, 3, side, side) float in [0,1]; None where decoding was put off."""
@@ -39,8 +40,7 @@ class Step(NamedTuple):
     entropy: Tensor
     """(n,) mean entropy of the distributions the frame's tokens were sampled from, in nats."""
     logprob: Tensor
-    """(n,) log-probability of the frame's tokens in those distributions (temperature, top-k and top-p included), in
-    nats; `VideoTransformer.logprob` computes it again, with gradients."""
+    """(n,) log-probability of the tokens in them, in nats; `VideoTransformer.logprob` has it with gradients."""
     tokens: Tensor
     """(n, M) int64 token ids of the frame."""
     state: Tensor | None = None
@@ -75,7 +75,6 @@ class Session:
         self._undo: Callable[[], None] | None = None  # the last step
 
     @classmethod
-    @torch.no_grad()
     def begin(
         cls,
         tokenizer: CompressiveTokenizer,
@@ -91,13 +90,15 @@ class Session:
         """See `WorldModel.start`."""
         if not isinstance(branches, int) or branches < 1:
             raise ShapeError(f"branches is {branches}; it must be a whole number of at least 1.")
-        given = new_contexts(tokenizer, transformer, context, states)
-        keys = stream_keys(seed, len(given.which), branches)
-        needed = session_bytes(tokenizer, transformer, len(given.first), len(keys), horizon)
-        needed += prefill_bytes(tokenizer, transformer, len(given.first))
-        new = f"{len(keys)} rows of {len(given.first)} new contexts and {horizon} frames"
-        require_memory(transformer, needed, new)
-        state = begin(tokenizer, transformer, given, keys, horizon)
+        with own_mode(transformer.embedding.weight.device):
+            given = new_contexts(tokenizer, transformer, context, states)
+            keys = stream_keys(seed, len(given.which), branches)
+            needed = session_bytes(tokenizer, transformer, len(given.first), len(keys), horizon)
+            needed += prefill_bytes(tokenizer, transformer, len(given.first))
+            require_memory(
+                transformer, needed, f"{len(keys)} rows of {len(given.first)} new contexts and {horizon} frames"
+            )
+            state = begin(tokenizer, transformer, given, keys, horizon)
         return cls(tokenizer, transformer, sampling, horizon, state, drafts)
 
     # What it is
@@ -118,7 +119,7 @@ class Session:
         return self._open().bytes
 
     @property
-    @torch.no_grad()
+    @in_own_mode
     def frames(self) -> Tensor:
         """(R, t, 3, side, side) float in [0,1]: what each row would take as a context now, its newest frames.
 
@@ -128,7 +129,7 @@ class Session:
 
     # Going on
 
-    @torch.no_grad()
+    @in_own_mode
     def step(self, action: Tensor | None = None, rows: Sequence[int] | None = None, *, decode: bool = True) -> Step:
         """Imagine the next frame of every row, or of some; the others stay where they are.
 
@@ -155,7 +156,7 @@ class Session:
         self._undo = undo
         return step
 
-    @torch.no_grad()
+    @in_own_mode
     def take_back(self) -> None:
         """Undo the last step: the rows that moved are where they were, and take the same step again if asked to.
 
@@ -168,7 +169,7 @@ class Session:
         self._undo()
         self._undo = None
 
-    @torch.no_grad()
+    @in_own_mode
     def decode(self, tokens: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Tokens (n,F,M) that rows imagined from their present contexts -> frames (n,F,3,side,side) in [0,1].
 
@@ -209,7 +210,7 @@ class Session:
 
     # Branching, going back, starting anew
 
-    @torch.no_grad()
+    @in_own_mode
     def fork(self, rows: Sequence[int], seed: SupportsIndex | None = None) -> Session:
         """A new session of copies of these rows, each as often as it is named; this one goes on undisturbed.
 
@@ -230,7 +231,7 @@ class Session:
             copies.rows.restart_streams(stream_keys(seed, len(chosen), 1, _FORKED))
         return Session(self.tokenizer, self.transformer, self.sampling, self.horizon, copies, self._drafting.allowed)
 
-    @torch.no_grad()
+    @in_own_mode
     def snapshot(self) -> Snapshot:
         """The present moment, to `restore` in this session as often as wanted.
 
@@ -241,7 +242,7 @@ class Session:
         require_memory(self.transformer, state.snapshot_bytes, "a snapshot")
         return state.snapshot()
 
-    @torch.no_grad()
+    @in_own_mode
     def restore(self, snapshot: Snapshot) -> None:
         """Go back to a snapshot: rows, frames and random streams are as they were then.
 
@@ -255,7 +256,7 @@ class Session:
         state.restore(snapshot)
         self._undo = None
 
-    @torch.no_grad()
+    @in_own_mode
     def reset(self, context: Tensor, rows: Sequence[int], seed: Seed = None, *, states: Tensor | None = None) -> None:
         """Let some rows begin anew, each from a context of its own; the others go on undisturbed.
 
