@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -112,3 +115,24 @@ def test_the_tightest_limit_counts(tmp_path: Path) -> None:
 
 def test_systems_that_do_not_say(tmp_path: Path) -> None:
     assert free_memory(torch.device("cpu"), tmp_path) is None
+
+
+_FORKS = """
+import os, sys
+import torch
+from ivideogpt import devices
+
+def work():
+    return float((torch.ones(700, 700) @ torch.ones(700, 700)).sum())
+
+work()  # starts threads
+child = os.fork()
+if child == 0:
+    os._exit(0 if torch.get_num_threads() == 1 and work() == 700.0**3 else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_goes_on_with_one_thread() -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", _FORKS], env=environment, timeout=60, check=True)

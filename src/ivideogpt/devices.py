@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -12,6 +14,11 @@ from typing import Literal, NamedTuple, cast, get_args
 import torch
 
 from ivideogpt.errors import ConfigError, DeviceError, unknown_name
+
+# A process forked after torch has started its threads would wait for ever for those it did not inherit: that is how
+# Gymnasium's AsyncVectorEnv begins.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
 
 Precision = Literal["float32", "bf16"]
 """What is computed in, the states of a model that knows them apart."""

@@ -95,13 +95,10 @@ class Session:
             keys = stream_keys(seed, len(given.which), branches)
             needed = session_bytes(tokenizer, transformer, len(given.first), len(keys), horizon)
             needed += prefill_bytes(tokenizer, transformer, len(given.first))
-            require_memory(
-                transformer, needed, f"{len(keys)} rows of {len(given.first)} new contexts and {horizon} frames"
-            )
+            what = f"{len(keys)} rows of {len(given.first)} new contexts and {horizon} frames"
+            require_memory(transformer, needed, what)
             state = begin(tokenizer, transformer, given, keys, horizon)
         return cls(tokenizer, transformer, sampling, horizon, state, drafts)
-
-    # What it is
 
     @property
     def rows(self) -> int:
