@@ -128,7 +128,7 @@ def work():
 work()  # starts threads
 child = os.fork()
 if child == 0:
-    os._exit(0 if torch.get_num_threads() == 1 and work() == 700.0**3 else 1)
+    os._exit(0 if torch.get_num_threads() == 1 and abs(work() - 700.0**3) < 1e5 else 1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
