@@ -121,7 +121,9 @@ def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
     Raises:
         EpisodeError: the folder cannot be used, or holds fewer than 2 episodes.
     """
-    source = NpzFolder(config.data, config.camera_key, action_key, config.state_key if config.states else None)
+    state_key = config.state_key if config.states else None
+    rewards = isinstance(config, TransformerTrainingConfig) and config.rewards
+    source = NpzFolder(config.data, config.camera_key, action_key, state_key, rewards)
     return Episodes(source, *split_episodes(len(source), seed=config.split_seed))
 
 

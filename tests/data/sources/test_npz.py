@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +131,11 @@ def ragged(*shapes: tuple[int, ...]) -> np.ndarray:
             r"camera key 'image'.*Did you mean 'images'\?.*Available: action, images",
         ),
         ({"action": None}, "action key 'action'.*action_key=None"),
-        ({"image": ragged((8, 8, 3), (4, 4, 3))}, "'image' holds Python objects.*unequal size"),
+        (
+            {"image": ragged((8, 8, 3), (4, 4, 3))},
+            "'image' holds Python objects.*all frames.*to one size",
+        ),
+        ({"action": ragged((2,), (2,))}, r"'action' holds Python objects.*plain array of numbers \(T, A\)"),
         ({"image": IMAGES.transpose(0, 3, 1, 2)}, r"channels first.*transpose\(0, 2, 3, 1\)"),
         ({"image": IMAGES * 2}, r"int64 images range over 0\.\.\d+.*0\.\.255"),
         ({"image": IMAGES.astype(float)}, r"float64 images range over .*the range is 0\.\.1.*uint8"),
@@ -140,8 +146,6 @@ def ragged(*shapes: tuple[int, ...]) -> np.ndarray:
         ({"action": ACTIONS * 1e300}, "actions row 0.*finite"),
         ({"action": ACTIONS.astype(complex)}, "actions are complex128.*real"),
         ({"action": ACTIONS[:-1]}, "5 rows for 6 frames"),
-        ({"metadata": "{"}, "'metadata' is not JSON"),
-        ({"metadata": "[1]"}, "'metadata' is a list"),
     ],
 )
 def test_refuses_contents_and_names_the_file(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -204,3 +208,54 @@ def test_folder_without_episodes(tmp_path: Path) -> None:
         NpzFolder(tmp_path / "nowhere")
     with pytest.raises(EpisodeError, match="no episode file"):
         NpzFolder(tmp_path)
+
+
+ODD = {
+    "reward": [np.full(6, np.nan), np.zeros((6, 3)), np.zeros(5), ragged((1,), (2,)), np.array("none")],
+    "state": [np.full((6, 2), np.inf), np.zeros((6, 4, 4)), np.zeros((7, 3)), np.array({"q": 1}, object)],
+    "contact": [np.zeros((6, 2)), np.array(["no"] * 6)],
+    "metadata": ["my robot, day 3", "[1]", "{", np.array({"robot": 1}, object), np.zeros(3)],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in ODD.items() for value in values])
+def test_optional_keys_that_hold_something_else_count_as_absent(tmp_path: Path, key: str, value: Any) -> None:
+    episode = read_episode(save(tmp_path, **{key: value}))
+    assert episode.rewards is None and episode.states is None and episode.contacts is None and not episode.metadata
+
+
+def test_what_was_asked_for_is_refused_where_it_is_odd(tmp_path: Path) -> None:
+    path = save(tmp_path, reward=np.full(6, np.nan), state=np.full((6, 2), np.inf))
+    with pytest.raises(EpisodeError, match="rewards row 0"):
+        read_episode(path, rewards=True)
+    with pytest.raises(EpisodeError, match="rewards row 0"):
+        NpzFolder(tmp_path, rewards=True).read(0)
+    with pytest.raises(EpisodeError, match="states row 0"):
+        read_episode(path, state_key="state")
+    with pytest.raises(EpisodeError, match=r"reward key 'reward'.*Available: action, image"):
+        read_episode(save(tmp_path), rewards=True)
+
+
+def claiming(path: Path, shape: tuple[int, ...], dtype: str, content: bytes) -> Path:
+    """An episode file whose image claims to be larger than it is."""
+    header, actions = io.BytesIO(), io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.save(actions, ACTIONS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("image.npy", header.getvalue() + content)
+        archive.writestr("action.npy", actions.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("shape", [(10**6, 1024, 1024, 3), (6, 8, 8, 3), (6, 8, 7, 3), (10**12, 10**12, 10**12, 3)])
+@pytest.mark.parametrize("dtype", ["|u1", "<f8"])
+def test_claims_are_checked_before_memory_is_taken(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    path = claiming(tmp_path / "episode.npz", shape, dtype, bytes(6 * 8 * 8 * 3 - 1))
+    with pytest.raises(EpisodeError, match=r"key 'image' claims to hold .* GB, in \d+ bytes of the file; it cannot"):
+        read_episode(path)
+
+
+def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ivideogpt.data.sources.npz.free_memory", lambda _: 1000)
+    with pytest.raises(EpisodeError, match=r"1e-06 GB of memory are free.*shorter episodes"):
+        read_episode(save(tmp_path))

@@ -2,12 +2,14 @@
 
 Keys: `image` (or the camera's name) (T, H, W, 3) and `action` (T, A); optional `reward` (T,), `state` (T, S),
 `contact` (T,) and `metadata`, a JSON text. Files in the wild hold int64 images and float64 actions; reading converts
-them.
+them. Nothing is read that nobody asked for; an optional key that holds something else counts as absent. What a file
+claims to hold is compared with its size before memory is taken for it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,8 +19,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ivideogpt.data.episode import Episode, require_channels_last, require_track
+from ivideogpt.devices import free_memory
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import write_atomically
 
@@ -27,14 +31,31 @@ REWARD_KEY, STATE_KEY, CONTACT_KEY, METADATA_KEY = "reward", "state", "contact",
 _CURES = {
     "action key": " Video without actions: pass action_key=None, or --no-actions.",
     "state key": " Name the array that holds the states with --state-key, or leave --states out.",
+    "reward key": " Record rewards, or leave --rewards out.",
 }
 
+_PLAIN = {
+    "camera key": "Bring all frames of the episode to one size, and save one plain array (T, H, W, 3).",
+    "action key": "Save one plain array of numbers (T, A), a row for each frame.",
+    "state key": "Save one plain array of numbers (T, S), a row for each frame.",
+    "reward key": "Save one plain array of numbers (T,), one for each frame.",
+    "key": "Save a plain array.",
+}
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_MOST_DEFLATED = 1033  # no deflated data become more times as long
+
 # What numpy and zipfile raise on files that begin well.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, KeyError, MemoryError)
 
 
 def read_episode(
-    path: Path | str, camera_key: str = "image", action_key: str | None = "action", state_key: str | None = None
+    path: Path | str,
+    camera_key: str = "image",
+    action_key: str | None = "action",
+    state_key: str | None = None,
+    *,
+    rewards: bool = False,
 ) -> Episode:
     """Read one episode file.
 
@@ -43,13 +64,14 @@ def read_episode(
         camera_key: which array holds the frames.
         action_key: which array holds the actions; None reads plain video.
         state_key: which array holds the states, which must be there; None takes `state` where there is one.
+        rewards: whether there must be rewards; else they are taken where there are some.
 
     Raises:
-        EpisodeError: the file is missing or damaged, lacks a key, or its arrays are malformed. The message
-            begins with the path.
+        EpisodeError: the file is missing or damaged, claims to hold more than it can, lacks a key, or its arrays are
+            malformed. The message begins with the path.
     """
     with _opened(Path(path)) as archive:
-        return _episode_from(archive, camera_key, action_key, state_key)
+        return _episode_from(archive, camera_key, action_key, state_key, rewards)
 
 
 def write_episode(path: Path | str, episode: Episode) -> None:
@@ -87,9 +109,10 @@ class NpzFolder:
         camera_key: str = "image",
         action_key: str | None = "action",
         state_key: str | None = None,
+        rewards: bool = False,
     ) -> None:
         self.folder = Path(folder)
-        self.camera_key, self.action_key, self.state_key = camera_key, action_key, state_key
+        self.camera_key, self.action_key, self.state_key, self.rewards = camera_key, action_key, state_key, rewards
         if not self.folder.is_dir():
             raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
         # Names that begin with a dot are files still being written.
@@ -106,7 +129,8 @@ class NpzFolder:
 
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
-        return read_episode(self._paths[index], self.camera_key, self.action_key, self.state_key)
+        keys = self.camera_key, self.action_key, self.state_key
+        return read_episode(self._paths[index], *keys, rewards=self.rewards)
 
     def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """States (T,S) and actions (T,A) or None of episode `index`, without its frames; raises as `read_episode`."""
@@ -147,24 +171,22 @@ def _is_zip(path: Path) -> bool:
 
 
 def _episode_from(
-    archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None, state_key: str | None
+    archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None, state_key: str | None, rewards: bool
 ) -> Episode:
-    rewards = _read_optional(archive, REWARD_KEY)
-    if rewards is not None and rewards.ndim == 2 and rewards.shape[1] == 1:
-        rewards = rewards[:, 0]
-    actions = None
+    frames = _as_uint8(_read_array(archive, camera_key, "camera key"))
+    actions = states = None
     if action_key is not None:
         actions = _as_float32("actions", _read_array(archive, action_key, "action key"))
-    if state_key is None:
-        states = _read_optional(archive, STATE_KEY)
-    else:
+    if state_key is not None:
         states = _as_float32("states", _read_array(archive, state_key, "state key"))
+    else:
+        states = _read_optional(archive, STATE_KEY, rank=2, length=len(frames))
     return Episode(
-        frames=_as_uint8(_read_array(archive, camera_key, "camera key")),
+        frames=frames,
         actions=actions,
-        rewards=rewards,
+        rewards=_read_rewards(archive) if rewards else _read_optional(archive, REWARD_KEY, rank=1, length=len(frames)),
         states=states,
-        contacts=_read_contacts(archive),
+        contacts=_read_optional(archive, CONTACT_KEY, rank=1, length=len(frames)),
         metadata=_read_metadata(archive),
     )
 
@@ -172,40 +194,63 @@ def _episode_from(
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
     if key not in archive.files:
         raise EpisodeError(unknown_name(kind, key, archive.files) + _CURES.get(kind, ""))
-    try:
-        return np.asarray(archive[key])
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
+    _require_what_is_claimed(archive, key, kind)
+    return np.asarray(archive[key])
+
+
+def _require_what_is_claimed(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> None:
+    """Compare what an array's header says with what there is, without reading the array."""
+    members = archive.zip
+    assert members is not None, "the archive is open"
+    info = members.getinfo(key if key in members.namelist() else f"{key}.npy")
+    with members.open(info) as member:
+        read_header = _HEADERS.get(np.lib.format.read_magic(member))
+        if read_header is None:
+            raise EpisodeError(f"key {key!r} is of an .npy version that numpy does not name. Save it with numpy.savez.")
+        shape, _, dtype = read_header(member)
+        claimed, left = math.prod(shape) * dtype.itemsize, info.file_size - member.tell()
+    if dtype.hasobject:
+        raise EpisodeError(f"key {key!r} holds Python objects; pickled data is never opened. {_PLAIN[kind]}")
+    deflated = info.compress_type == zipfile.ZIP_DEFLATED and info.file_size > _MOST_DEFLATED * info.compress_size
+    free = free_memory(torch.device("cpu"))
+    reason = None
+    if claimed != left or deflated:
+        reason = "it cannot"
+    elif free is not None and claimed > free:
+        reason = f"{free / 1e9:.3g} GB of memory are free"
+    if reason is not None:
         raise EpisodeError(
-            f"key {key!r} holds Python objects, likely frames of unequal size; pickled data is never opened. "
-            "Bring all frames of the episode to one size and save one plain array."
-        ) from error
+            f"key {key!r} claims to hold {shape} of {dtype}, {claimed / 1e9:.3g} GB, in {info.compress_size} bytes of "
+            f"the file; {reason}. Record it again, or in shorter episodes."
+        )
 
 
-def _read_optional(archive: np.lib.npyio.NpzFile, key: str) -> npt.NDArray[np.float32] | None:
-    return _as_float32(f"{key}s", _read_array(archive, key, "key")) if key in archive.files else None
+def _read_rewards(archive: np.lib.npyio.NpzFile) -> npt.NDArray[np.float32]:
+    rewards = _as_float32("rewards", _read_array(archive, REWARD_KEY, "reward key"))
+    return rewards[:, 0] if rewards.ndim == 2 and rewards.shape[1] == 1 else rewards
 
 
-def _read_contacts(archive: np.lib.npyio.NpzFile) -> npt.NDArray[np.float32] | None:
-    """None also where the key means something else: anything but one number a frame."""
-    if CONTACT_KEY not in archive.files:
+def _read_optional(archive: np.lib.npyio.NpzFile, key: str, rank: int, length: int) -> npt.NDArray[np.float32] | None:
+    """None also where the key means something else than one row of real numbers a frame."""
+    if key not in archive.files:
         return None
-    values = _read_array(archive, CONTACT_KEY, "key")
-    return values.astype(np.float32) if values.ndim == 1 and values.dtype.kind in "iufb" else None
+    try:
+        values = _read_rewards(archive) if key == REWARD_KEY else _as_float32(key, _read_array(archive, key, "key"))
+        require_track(key, values, rank, length)
+    except EpisodeError:
+        return None
+    return values
 
 
 def _read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
+    """Nothing also where the key means something else than a JSON text of a mapping."""
     if METADATA_KEY not in archive.files:
         return {}
-    text = str(_read_array(archive, METADATA_KEY, "key"))
     try:
-        metadata = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise EpisodeError(f"key {METADATA_KEY!r} is not JSON ({error}). Store json.dumps of a dict.") from error
-    if not isinstance(metadata, dict):
-        raise EpisodeError(f"key {METADATA_KEY!r} is a {type(metadata).__name__}. Store json.dumps of a dict.")
-    return metadata
+        metadata = json.loads(str(_read_array(archive, METADATA_KEY, "key")))
+    except (EpisodeError, json.JSONDecodeError):
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
