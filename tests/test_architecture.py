@@ -16,7 +16,7 @@ import ivideogpt
 # From the ground up. A room is a module or a folder of the package; it may import rooms on floors below its own.
 FLOORS = (
     ("errors",),
-    ("files", "devices"),
+    ("files", "devices", "weights"),
     ("sequence",),
     ("data",),
     ("config",),

@@ -21,6 +21,7 @@ from torch import Tensor
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel, hub
 from ivideogpt.config import SamplingConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError
+from ivideogpt.weights import load_weights
 
 MakeWorldModel = Callable[..., WorldModel]
 
@@ -286,7 +287,7 @@ def test_nothing_is_loaded_from_a_misfit(model: WorldModel) -> None:
     weights.pop("norm.weight")
     before = {name: w.clone() for name, w in model.transformer.state_dict().items()}
     with pytest.raises(CheckpointError, match=r"norm.weight"):
-        hub.load_weights(model.transformer, weights, where="here")
+        load_weights(model.transformer, weights, where="here")
     assert all(torch.equal(before[name], w) for name, w in model.transformer.state_dict().items())
 
 

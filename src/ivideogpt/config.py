@@ -94,7 +94,7 @@ class TokenizerConfig(Config):
     with the convolutions at full resolution, which are most of the cost of a small model."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = Field((128, 256, 512), min_length=1)
     """Channels of each level, finest first."""
-    layers: int = Field(2, ge=1)
+    layers: int = Field(2, ge=1, le=1000)
     """Residual blocks a level in the encoder; the decoder has one more."""
     latent_channels: int = Field(64, ge=1)
     """Channels of the latent map, and width of the paper's codebooks."""
@@ -182,7 +182,7 @@ class TokenizerConfig(Config):
 class TransformerConfig(Config):
     """Shape of the LLaMA-style transformer (paper section 3.1; facts of the published checkpoints)."""
 
-    layers: int = Field(12, ge=1)
+    layers: int = Field(12, ge=1, le=1000)
     """Decoder layers."""
     heads: int = Field(12, ge=1)
     """Attention heads."""

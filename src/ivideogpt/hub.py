@@ -20,17 +20,16 @@ import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from ivideogpt import official
 from ivideogpt.config import SamplingConfig, TokenizerConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError, unknown_name
 from ivideogpt.files import folder_written_atomically, require_free_output
+from ivideogpt.weights import Weights, plain_names, unshared
 
 FORMAT, VERSION = "ivideogpt", 1
 CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE = "config.json", "tokenizer.safetensors", "transformer.safetensors"
 
-Weights = dict[str, Tensor]
 Layout = Literal["native", "official"]
 
 
@@ -104,34 +103,6 @@ def load_transformer(name: str | Path) -> tuple[TransformerConfig, Weights]:
     return part
 
 
-def load_weights(module: nn.Module, weights: Weights, where: str) -> None:
-    """Copy tensors into a module, all or nothing.
-
-    Raises:
-        CheckpointError: names the missing, extra and wrongly shaped tensors.
-    """
-    expected = module.state_dict()
-    missing = sorted(expected.keys() - weights.keys())
-    extra = sorted(weights.keys() - expected.keys())
-    wrong = [
-        f"{name} is {tuple(weights[name].shape)}, must be {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in weights and weights[name].shape != tensor.shape
-    ]
-    problems = [("missing", missing), ("extra", extra), ("wrong shape", wrong)]
-    found = [
-        f"{len(names)} {what} ({'; '.join(names[:3])}{' ...' if len(names) > 3 else ''})"
-        for what, names in problems
-        if names
-    ]
-    if found:
-        raise CheckpointError(
-            f"{where} does not fit its configuration: {', '.join(found)}. "
-            "The configuration and the weights come from different models, or the file is damaged."
-        )
-    module.load_state_dict(weights)
-
-
 def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native", overwrite: bool = False) -> Path:
     """Write a model folder; it appears whole or not at all.
 
@@ -167,8 +138,7 @@ def write_tensors(path: Path, weights: Weights) -> None:
         OSError: a full disk and the like, as from any other file; safetensors itself raises a type of its own.
     """
     try:
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-        save_file(plain, path, {"format": "pt"})
+        save_file(unshared(plain_names(weights)), path, {"format": "pt"})
         os.chmod(path, 0o644)  # safetensors leaves it readable to the owner alone
     except SafetensorError as error:
         number = re.search(r"(?:os error|code:) (\d+)", str(error))
@@ -261,7 +231,7 @@ def _read_tensors(path: Path) -> Weights:
         cure = f" Found {', '.join(others)}: only safetensors files are read; convert it first." if others else ""
         raise CheckpointError(f"missing weight file {path}.{cure}")
     try:
-        return load_file(path)
+        return plain_names(load_file(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file ({error}). Download or save it again; "

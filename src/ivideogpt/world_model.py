@@ -17,6 +17,7 @@ from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.inference import Imagines, InferenceModel
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.transformer import VideoTransformer
+from ivideogpt.weights import built
 
 
 class WorldModel(nn.Module, Imagines):
@@ -75,10 +76,9 @@ class WorldModel(nn.Module, Imagines):
         if found.tokenizer is None or found.transformer is None:
             missing = "tokenizer" if found.tokenizer is None else "transformer"
             raise CheckpointError(f"{name} holds no {missing}; a world model needs both. Train the {missing} first.")
-        tokenizer = CompressiveTokenizer(found.tokenizer[0])
-        transformer = VideoTransformer(found.transformer[0])
-        hub.load_weights(tokenizer, found.tokenizer[1], where=f"tokenizer of {name}")
-        hub.load_weights(transformer, found.transformer[1], where=f"transformer of {name}")
+        (config, weights), (told, learned) = found.tokenizer, found.transformer
+        tokenizer = built(lambda: CompressiveTokenizer(config), weights, where=f"tokenizer of {name}")
+        transformer = built(lambda: VideoTransformer(told), learned, where=f"transformer of {name}")
         exact = [copy.deepcopy(part.states) for part in (tokenizer, transformer)]
         model = cls(tokenizer, transformer, found.sampling).to(device=device, dtype=dtype)
         for part, states in zip((tokenizer, transformer), exact, strict=True):

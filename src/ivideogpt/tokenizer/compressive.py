@@ -27,6 +27,7 @@ from ivideogpt.tokenizer.quantizer import FiniteScalarQuantizer, VectorQuantizer
 from ivideogpt.tokenizer.results import DecodedContext, EncodedContext, Reconstruction
 from ivideogpt.tokenizer.states import ShownStates, StateParts
 from ivideogpt.tokenizer.upsample import UpsamplingConv
+from ivideogpt.weights import built
 
 
 class CompressiveTokenizer(nn.Module):
@@ -68,8 +69,7 @@ class CompressiveTokenizer(nn.Module):
             CheckpointError: nothing there, or it is damaged or does not fit.
         """
         config, weights = hub.load_tokenizer(name)
-        tokenizer = cls(config)
-        hub.load_weights(tokenizer, weights, where=f"tokenizer of {name}")
+        tokenizer = built(lambda: cls(config), weights, where=f"tokenizer of {name}")
         return tokenizer.eval()
 
     @property

@@ -25,6 +25,7 @@ from ivideogpt.training import checkpoint
 from ivideogpt.training.config import TrainingConfig
 from ivideogpt.training.log import RunLog
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
+from ivideogpt.weights import load_weights
 
 
 class Sample(Protocol):
@@ -266,7 +267,7 @@ def _restore(learner: Learner[SampleT], optimizer: torch.optim.Optimizer, averag
     for key, tensor in tensors.items():
         part, name = key.split(".", 1)
         parts[part][name] = tensor
-    hub.load_weights(learner.model, parts["model"], where=f"training checkpoint of {run}")
+    load_weights(learner.model, parts["model"], where=f"training checkpoint of {run}")
     checkpoint.load_optimizer_tensors(optimizer, parts["optimizer"])
     average.load(parts["average"])
     learner.load_state(parts["learner"])

@@ -33,6 +33,7 @@ from ivideogpt.training.config import TokenizerTrainingConfig
 from ivideogpt.training.loop import require_one_start
 from ivideogpt.training.prior import TokenPrior, prior_loss
 from ivideogpt.training.states import kept_state
+from ivideogpt.weights import load_weights
 
 _DEFAULT_PRESET = "nano-64"
 _PICTURE_ROWS = 4
@@ -78,7 +79,7 @@ def _with_state(tokenizer: CompressiveTokenizer, state: StateConfig | None) -> C
     if state == tokenizer.config.state:
         return tokenizer
     other = CompressiveTokenizer(TokenizerConfig.checked(**{**dict(tokenizer.config), "state": state}))
-    hub.load_weights(other, {**other.state_dict(), **tokenizer.state_dict()}, where="a tokenizer without states")
+    load_weights(other, {**other.state_dict(), **tokenizer.state_dict()}, where="a tokenizer without states")
     return other.train(tokenizer.training)
 
 
@@ -249,7 +250,7 @@ class TokenizerLearner:
             counter.load_state(_with_prefix(tensors, f"{name}."))
         for name, helper in self._helpers():
             weights = _with_prefix(tensors, f"{name}.")
-            hub.load_weights(helper.model, weights, where=f"{name} of the training checkpoint")
+            load_weights(helper.model, weights, where=f"{name} of the training checkpoint")
             optimizer = _with_prefix(tensors, f"{name}_optimizer.")
             checkpoint.load_optimizer_tensors(helper.optimizer, optimizer)
 

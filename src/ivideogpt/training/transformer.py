@@ -27,6 +27,7 @@ from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transitions import Transitions, foretelling_error, transition_loss
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
+from ivideogpt.weights import load_weights
 from ivideogpt.world_model import WorldModel
 
 _DEFAULT_PRESET = "nano"
@@ -261,5 +262,5 @@ def _fine_tuned(
         reads = "states.dynamics.state_in.weight"
         added = model.states.dynamics.state_in.in_features - weights[reads].shape[1]
         weights = {**weights, reads: F.pad(weights[reads], (0, added))}  # a new action changes nothing yet
-    hub.load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
+    load_weights(model, {**fresh, **weights}, where=f"transformer of {name}")
     return model

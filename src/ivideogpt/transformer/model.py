@@ -27,6 +27,7 @@ from ivideogpt.transformer.packed import PackedLinear, can_pack
 from ivideogpt.transformer.sampling import log_probability
 from ivideogpt.transformer.states import StatePath
 from ivideogpt.transformer.symlog import symexp
+from ivideogpt.weights import built
 
 _INITIAL_STD = 0.02
 
@@ -133,8 +134,7 @@ class VideoTransformer(nn.Module):
             CheckpointError: nothing there, or it is damaged or does not fit.
         """
         config, weights = hub.load_transformer(name)
-        transformer = cls(config)
-        hub.load_weights(transformer, weights, where=f"transformer of {name}")
+        transformer = built(lambda: cls(config), weights, where=f"transformer of {name}")
         return transformer.eval()
 
     @property
