@@ -15,6 +15,7 @@ from ivideogpt import files
 from ivideogpt.errors import OutputError
 from ivideogpt.files import (
     folder_written_atomically,
+    look_at,
     mend_folder,
     readable_write_errors,
     require_free_output,
@@ -202,3 +203,22 @@ def test_an_output_folder_must_be_free(tmp_path: Path) -> None:
     require_free_output(tmp_path, overwrite=True)
     with pytest.raises(OutputError, match="is a file"):
         require_free_output(tmp_path / "file", overwrite=True)
+
+
+@pytest.mark.parametrize("path", ["a" * 300, "~nosuchuser/model", "a\0b", "loop/x"])
+def test_paths_that_the_system_cannot_look_at(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    name = str(tmp_path / path) if not path.startswith("~") else path
+    with pytest.raises(OutputError, match=r"the path '.*' cannot be looked at: .*Give another one"):
+        look_at(name, OutputError)
+    if "~" not in path and "\0" not in path:
+        with pytest.raises(OutputError, match=r"cannot be (looked at|written)"):
+            write_text_atomically(Path(name) / "file", "text")
+
+
+def test_paths_that_it_can_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file", tmp_path / "nothing", tmp_path / "file" / "below"):
+        assert look_at(path, OutputError) == path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert look_at("~/file", OutputError) == tmp_path / "file"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ivideogpt.errors import OutputError
+from ivideogpt.errors import InputError, OutputError
 
 # Names that nobody else gives: what is being written, and what was there before and is about to be replaced.
 _WRITING, _REPLACED = ".writing-", ".replaced-"
@@ -94,13 +94,30 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def look_at(path: Path | str, refused: type[InputError]) -> Path:
+    """The path, with a `~` in front expanded, once it is known that the system can say what lies there, if anything.
+
+    Raises:
+        InputError: of the type `refused`: it cannot (a name too long, no permission, a loop of links, no such user).
+    """
+    try:
+        expanded = Path(path).expanduser()
+        expanded.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return expanded
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise refused(f"the path {str(path)!r} cannot be looked at: {reason}. Give another one.") from error
+    return expanded
+
+
 def require_free_output(folder: Path, *, overwrite: bool, cure: str = "--overwrite") -> None:
     """Refuse an output folder that exists and is not empty, unless `overwrite`.
 
     Raises:
         OutputError: the folder holds files, or the path is a file.
     """
-    if folder.is_file():
+    if look_at(folder, OutputError).is_file():
         raise OutputError(f"output folder {folder} is a file. Choose another folder.")
     if not overwrite and folder.is_dir() and any(folder.iterdir()):
         raise OutputError(f"output folder {folder} exists and is not empty. Choose another folder, or pass {cure}.")
@@ -119,6 +136,8 @@ def readable_write_errors(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"no permission to write {path}. Choose a folder that you may write to.") from error
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise OutputError(
                 f"{path} cannot be written: a part of the path is a file where a folder is needed, or the other way "

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from ivideogpt import official
 from ivideogpt.config import SamplingConfig, TokenizerConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError, unknown_name
-from ivideogpt.files import folder_written_atomically, require_free_output
+from ivideogpt.files import folder_written_atomically, look_at, require_free_output
 from ivideogpt.weights import Weights, plain_names, unshared
 
 FORMAT, VERSION = "ivideogpt", 1
@@ -54,7 +54,7 @@ def resolve(name: str | Path) -> Path:
     Raises:
         CheckpointError: no such model, or the Hub cannot be reached.
     """
-    path = Path(name).expanduser()
+    path = look_at(name, CheckpointError)
     if path.is_dir():
         return path
     if path.is_file():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import types
@@ -128,3 +129,22 @@ def test_a_mistake_ends_the_process_with_two() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown command 'recrod'") and "Traceback" not in done.stderr
+
+
+def test_a_path_that_nobody_looked_at_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, fail_with(OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300)))
+    assert main(["pretend"]) == 2
+    assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["info", "info --json", "predict --help", "--help", "train tokenizer --help"])
+def test_nobody_reads(words: str) -> None:
+    program = f"import sys; from ivideogpt.cli.main import main; sys.exit(main({words.split()}))"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

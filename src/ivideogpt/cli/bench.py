@@ -123,8 +123,9 @@ def _claim(out: Path, overwrite: bool) -> Path:
     Raises:
         OutputError: it cannot be written; better before the minutes of measuring than after.
     """
-    from ivideogpt.files import readable_write_errors
+    from ivideogpt.files import look_at, readable_write_errors
 
+    out = look_at(out, OutputError)
     if out.is_dir():
         raise OutputError(f"output file {out} is a folder. Name a file, for example {out / 'bench.json'}.")
     if out.exists() and not overwrite:

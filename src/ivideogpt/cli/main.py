@@ -6,7 +6,9 @@ The command `train tokenizer` is the module `ivideogpt.cli.train_tokenizer`, wit
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -29,20 +31,38 @@ _HELP_FLAGS = ("-h", "--help", "help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0 done, 2 a mistake of the user's, 130 interrupted.
+    """Run one command line and return its exit code: 0 done, 2 a mistake of the user's, 130 interrupted, 141 unread.
 
     Args:
         argv: the words after `ivideogpt`; None takes them from the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(words)
+        try:
+            return _dispatch(words)
+        finally:
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our words has left
+        _write_nowhere()
+        return 141
+    except OSError as error:  # of a path that nobody has looked at before
+        where = "" if error.filename is None else f" {str(error.filename)!r}"
+        print(f"error: the system says of{where or ' a file'}: {error.strerror or error}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _write_nowhere() -> None:
+    """So that what is still to be written at the very end finds somewhere to go."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # no real file, as under a test
+            os.dup2(nowhere, stream.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

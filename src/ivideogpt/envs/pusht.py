@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from ivideogpt.envs.interrupts import interrupts_afterwards
 from ivideogpt.errors import InputError
 
 WORLD_SIZE = 512.0
@@ -61,8 +62,9 @@ class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
     ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
         """Start an episode; the same seed gives the same start. Returns the first frame and info."""
         super().reset(seed=seed)
-        self._frame, info = self._simulator.reset(seed=seed, options=options)
-        self._simulator.count_contacts()
+        with interrupts_afterwards():
+            self._frame, info = self._simulator.reset(seed=seed, options=options)
+            self._simulator.count_contacts()
         return self._frame.copy(), self._with_truth(info)
 
     def step(self, action: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
@@ -71,7 +73,8 @@ class PushT(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[np.float32]]):
         if wanted.shape != (2,) or not np.isfinite(wanted).all():
             raise InputError(f"action {wanted.tolist()}: a Push-T action is two finite numbers in [-1, 1].")
         target = action_to_world(np.clip(wanted, -1.0, 1.0))
-        self._frame, reward, terminated, truncated, info = self._simulator.step(target)
+        with interrupts_afterwards():
+            self._frame, reward, terminated, truncated, info = self._simulator.step(target)
         return self._frame.copy(), float(reward), bool(terminated), truncated, self._with_truth(info)
 
     def render(self) -> npt.NDArray[np.uint8] | None:

@@ -24,7 +24,7 @@ import torch
 from ivideogpt.data.episode import Episode, require_channels_last, require_track
 from ivideogpt.devices import free_memory
 from ivideogpt.errors import EpisodeError, unknown_name
-from ivideogpt.files import write_atomically
+from ivideogpt.files import look_at, write_atomically
 
 REWARD_KEY, STATE_KEY, CONTACT_KEY, METADATA_KEY = "reward", "state", "contact", "metadata"
 
@@ -111,7 +111,7 @@ class NpzFolder:
         state_key: str | None = None,
         rewards: bool = False,
     ) -> None:
-        self.folder = Path(folder)
+        self.folder = look_at(folder, EpisodeError)
         self.camera_key, self.action_key, self.state_key, self.rewards = camera_key, action_key, state_key, rewards
         if not self.folder.is_dir():
             raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
@@ -147,6 +147,7 @@ class NpzFolder:
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The archive, open for the length of the block, in which every fault is an `EpisodeError` that names the file."""
+    path = look_at(path, EpisodeError)
     if not path.is_file():
         raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
     try:
