@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import SamplingConfig, StateConfig, TransformerConfig
+from ivideogpt.config import DataFacts, SamplingConfig, StateConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
@@ -39,6 +39,7 @@ def make_transformer(
     tokenizer: CompressiveTokenizer,
     action_dim: int | None,
     state: StateConfig | None = None,
+    facts: DataFacts | None = None,
 ) -> VideoTransformer:
     """The transformer that a training starts from: a preset with random weights, or a model to fine-tune.
 
@@ -49,6 +50,7 @@ def make_transformer(
         tokenizer: whose tokens it continues.
         action_dim: size of what a step takes, an action or a block of them; None for an action-free model.
         state: what the states of the data are; None learns none.
+        facts: on the data; a model to fine-tune keeps what they do not say.
 
     Raises:
         ConfigError, CheckpointError: a preset, model, action or state that does not fit, or a preset and a model.
@@ -56,6 +58,7 @@ def make_transformer(
     require_one_start(config.preset, config.start_from)
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
     changes: dict[str, Any] = {"action_dim": action_dim, "trained_frames": config.segment_frames + config.goal}
+    changes["data"] = facts or DataFacts()
     if config.action_limit is not None:
         changes["action_limit"] = config.action_limit
     if config.rewards:
@@ -254,6 +257,7 @@ def _fine_tuned(
     if theirs != layout:
         raise CheckpointError(f"the model {name} continues {config.layout}, but the tokenizer writes {layout}.")
     changes = {**changes, "action_dim": config.action_dim or wanted, "layout": layout}
+    changes["data"] = config.data.updated(changes["data"])
     changes["state"] = kept_state(config.state, state, training, name)
     model = VideoTransformer(TransformerConfig.checked(**{**dict(config), **changes}))
     fresh = {k: v for k, v in model.state_dict().items() if k.startswith(_ADDED)}

@@ -119,6 +119,16 @@ class NpzFolder:
             require_track("actions", actions, rank=2, length=len(states))
             return states, actions
 
+    def read_actions(self, index: int) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+        """Actions (T,A), or None where no key names any, and metadata of episode `index`, without its frames."""
+        with _opened(self._paths[index]) as archive:
+            metadata = _read_metadata(archive)
+            if self.action_key is None:
+                return None, metadata
+            actions = _as_float32("actions", _read_array(archive, self.action_key, "action key"))
+            require_track("actions", actions, rank=2, length=actions.shape[0] if actions.ndim else 0)
+            return actions, metadata
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
