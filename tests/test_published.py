@@ -62,7 +62,7 @@ def test_another_name_is_what_the_arguments_say(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         assert told(WorldModel.from_pretrained(folder, goal=True, trained_frames=9)) == (True, 9, 7)
         assert VideoTransformer.from_pretrained(folder, goal=False, trained_frames=4).config.trained_frames == 4
-    with pytest.warns(UserWarning, match=r"Assumed: trained_frames=17\. Give goal="):
+    with pytest.warns(UserWarning, match=r"Assumed: trained_frames=17\. Give goal= and"):
         assert told(WorldModel.from_pretrained(folder, goal=True)) == (True, 17, 15)
     with pytest.warns(UserWarning) as said:
         assert told(WorldModel.from_pretrained(folder)) == (False, 16, 14)

@@ -79,8 +79,8 @@ class Told:
         if unsaid:
             warnings.warn(
                 f"model {str(name)!r} is in the official layout, which does not say everything. Assumed: "
-                f"{', '.join(unsaid)}. Give goal= and trained_frames= if that is not so. Both are known of the "
-                f"published ids, such as {next(iter(PUBLISHED))}.",
+                f"{', '.join(unsaid)}. Give goal= and trained_frames= (--goal and --trained-frames) if that is not "
+                f"so. Both are known of the published ids, such as {next(iter(PUBLISHED))}.",
                 stacklevel=4,
             )
         return Told(goal, frames)
