@@ -286,10 +286,12 @@ def _require_usable(episode: Episode, start: int, length: int, action_dim: int |
     found = "no actions" if size is None else f"actions of size {size}"
     if size is not None and step_size > 1:
         found += f", {step_size * size} numbers with step size {step_size}"
+    blocks = action_dim // size if size is not None and action_dim % size == 0 else 1
+    likely = f" Perhaps its step size is {blocks}." if blocks not in (1, step_size) else ""
     raise EpisodeError(
         f"the episode has {found}; this model takes actions of size {action_dim}. With step size k a model takes k "
-        "actions in one step. Give the step size and an episode of the environment that the model was trained on, or "
-        "another model."
+        f"actions in one step.{likely} Give the step size and an episode of the environment that the model was trained "
+        "on, or another model."
     )
 
 

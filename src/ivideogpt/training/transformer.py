@@ -243,6 +243,8 @@ def _fine_tuned(
     wanted = changes["action_dim"]
     if config.action_dim is not None and wanted not in (None, config.action_dim):
         block = f" in a step of {training.step_size} frames" if training.step_size > 1 else ""
+        if config.data.step_size not in (None, training.step_size):
+            block += f" (step_size {training.step_size}; the model has step size {config.data.step_size})"
         raise ConfigError(
             f"the model {name} takes actions of size {config.action_dim}, the data have {wanted}{block}. "
             "Fine-tune a model of that size, or an action-free one."
