@@ -42,9 +42,15 @@ def test_a_published_name_brings_its_facts(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="nonetheless"):
         assert told(WorldModel.from_pretrained(write(tmp_path / "ivideogpt-robonet-64-act-cond"))) == (False, 12, 10)
     with pytest.warns(UserWarning, match="nonetheless"):
+        cached = write(tmp_path / "models--thuml--ivideogpt-vp2-robodesk-64-act-cond" / "snapshots" / "0f3a")
+        assert told(WorldModel.from_pretrained(cached)) == (False, 12, 10)
+    with pytest.warns(UserWarning, match="nonetheless"):
         folder = write(tmp_path / "ivideogpt-bair-64-act-free", context_length=1)
         assert told(WorldModel.from_pretrained(folder)) == (False, 16, 15)
-    with pytest.raises(ConfigError, match=r"goal is True, but model .*bair-64-act-free' is known to have goal False"):
+    with (
+        pytest.warns(UserWarning, match="nonetheless"),
+        pytest.raises(ConfigError, match=r"goal is True, but model .*bair-64-act-free' is known to have goal False"),
+    ):
         WorldModel.from_pretrained(folder, goal=True)
 
 

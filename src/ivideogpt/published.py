@@ -105,8 +105,10 @@ def known_of(name: str | Path, config: TransformerConfig, resolution: int) -> To
 
     There is a warning where the files are not what was published under that id.
     """
-    last = Path(name).expanduser().absolute().name
-    identity = next((known for known in PUBLISHED if last == known.split("/")[1]), None)
+    place = Path(name).expanduser().absolute()
+    cached = {f"models--{known.replace('/', '--')}": known for known in PUBLISHED}  # as the Hub's own cache calls them
+    called = {known.split("/")[1]: known for known in PUBLISHED}
+    identity = next((cached[part] for part in place.parts if part in cached), called.get(place.name))
     if identity is None:
         return Told(None, config.trained_frames)
     published, found = PUBLISHED[identity], (config.layout.context_frames, resolution)

@@ -124,7 +124,7 @@ def test_the_output_has_a_place_of_its_own(
     words = ["predict", "--model", str(model), "--episode", episode.name, "--horizon", "2", "--device", "cpu"]
     assert main(words) == 0
     [folder] = Path("outputs/predict").iterdir()
-    assert folder.name.endswith("-models0-micro")
+    assert folder.name.endswith("-micro")
     assert sorted(path.name for path in (folder / "episode").iterdir()) == FILES
 
 
