@@ -60,11 +60,12 @@ class Imagines:
         """The model in one line."""
         tokenizer, layout, config = self.tokenizer.config, self.layout, self.transformer.config
         count = sum(weight.numel() for part in (self.tokenizer, self.transformer) for weight in part.parameters())
+        frames = f"{layout.context_frames} context frame{'s' if layout.context_frames > 1 else ''}"
         goal = ", the goal first" if layout.goal else ""
         takes = "no actions" if config.action_dim is None else f"actions of {config.action_dim}"
         steps = f" in steps of {self.facts.step_size} recorded frames" if (self.facts.step_size or 1) > 1 else ""
         return (
-            f"{tokenizer.resolution} px, {layout.context_frames} context frames{goal}, {takes}{steps}, "
+            f"{tokenizer.resolution} px, {frames}{goal}, {takes}{steps}, "
             f"{self.trained_horizon} future frames, {count / 1e6:.1f} M parameters, "
             f"{str(self.transformer.embedding.weight.dtype).removeprefix('torch.')} on {self.device}"
         )
