@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 from pydantic import Field
@@ -128,3 +129,17 @@ def test_a_mistake_ends_the_process_with_two() -> None:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("error: unknown command 'recrod'") and "Traceback" not in done.stderr
+
+
+def test_warnings_are_worded_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the place in the code that they come from."""
+    usual, said = warnings.formatwarning, []
+
+    def run(options: PretendOptions) -> None:
+        said.append(warnings.formatwarning("frames are odd", UserWarning, "segment.py", 7))
+        raise InputError("no")
+
+    install(monkeypatch, run)
+    assert main(["pretend"]) == 2
+    assert said == ["note: frames are odd\n"]
+    assert warnings.formatwarning is usual, "also after a mistake"
