@@ -21,7 +21,7 @@ FLOORS = (
     ("data",),
     ("config",),
     ("presets", "states"),
-    ("official",),
+    ("official", "published"),
     ("hub",),
     ("tokenizer", "transformer"),
     ("session",),

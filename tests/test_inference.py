@@ -153,3 +153,9 @@ def test_auto_follows_the_hardware(model: WorldModel, monkeypatch: pytest.Monkey
 def test_unknown_precision(model: WorldModel) -> None:
     with pytest.raises(ConfigError, match="unknown precision 'int8'"):
         model.for_inference("int8")  # type: ignore[arg-type]
+
+
+def test_it_says_what_it_is(model: WorldModel) -> None:
+    for one in (model, model.for_inference("float32")):
+        text = repr(one)
+        assert "\n" not in text and text.startswith(f"{type(one).__name__}(16 px, 2 context frames, actions of 3, ")

@@ -25,6 +25,9 @@ from tests.reference.checkpoints import (
     write_official,
 )
 
+# What is assumed of them is tested in test_published.py.
+pytestmark = pytest.mark.filterwarnings("ignore:model .* is in the official layout")
+
 MakeTokenizer = Callable[..., CompressiveTokenizer]
 Change = Callable[[Path], Any]
 

@@ -30,6 +30,9 @@ from tests.reference.checkpoints import (
 )
 from tests.reference.official import OfficialTokenizer, OfficialTransformer, labels_of, loss_of
 
+# What is assumed of them is tested in test_published.py.
+pytestmark = pytest.mark.filterwarnings("ignore:model .* is in the official layout")
+
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("*.safetensors"))
 PICTURE, LOSS = {"atol": 1e-4, "rtol": 0.0}, {"atol": 1e-5, "rtol": 0.0}
 

@@ -258,3 +258,12 @@ def test_a_goal_is_one_of_the_context_frames(make_tokenizer: Any, make_transform
     layout = dataclasses.replace(tokenizer.layout, goal=True)
     model = WorldModel(tokenizer, make_transformer(layout=layout))
     assert model.rollout(context, horizon=2).video.shape == (3, 1, 4, 3, 16, 16)
+
+
+def test_actions_for_a_model_without_are_refused_before_any_work(
+    make_world_model: MakeWorldModel, context: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_world_model()
+    monkeypatch.setattr(model, "start", lambda *_, **__: pytest.fail("work has begun"))
+    with pytest.raises(ShapeError, match="actions were given, but this model takes none"):
+        model.rollout(context, torch.zeros(len(context), 4, 2))

@@ -179,6 +179,85 @@ class TokenizerConfig(Config):
         )
 
 
+class DataFacts(Config):
+    """What the data were that a model was trained on; what is not known is None or empty.
+
+    What is said of actions is said of single recorded actions, also where a step takes a block of k.
+    """
+
+    environment: str | None = None
+    """Simulator that recorded the episodes, as their metadata name it."""
+    step_size: int | None = Field(None, ge=1)
+    """Recorded frames k from one frame of the model to the next; a step takes k actions. None counts as 1."""
+    frame_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Recorded frames a second."""
+    camera_key: str | None = None
+    """Key of the frames in an episode file."""
+    action_key: str | None = None
+    """Key of the actions in an episode file."""
+    state_key: str | None = None
+    """Key of the states in an episode file."""
+    action_names: tuple[str, ...] = ()
+    """Name of each of the A components."""
+    action_low: tuple[float, ...] = ()
+    """Least value that each component may have."""
+    action_high: tuple[float, ...] = ()
+    """Largest value that each component may have."""
+    action_mean: tuple[float, ...] = ()
+    """Mean of each component in the training episodes."""
+    action_std: tuple[float, ...] = ()
+    """Standard deviation of each component in the training episodes."""
+    action_min: tuple[float, ...] = ()
+    """Least value of each component in the training episodes."""
+    action_max: tuple[float, ...] = ()
+    """Largest value of each component in the training episodes."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataFacts:
+        sizes = {name: len(getattr(self, name)) for name in _OF_ACTIONS if getattr(self, name)}
+        if len(set(sizes.values())) > 1:
+            raise ConfigError(f"facts on actions have different lengths, {sizes}; give one value a component.")
+        for low, high in (("action_low", "action_high"), ("action_min", "action_max")):
+            lows, highs = getattr(self, low), getattr(self, high)
+            if bool(lows) != bool(highs):
+                raise ConfigError(f"{low} is {lows} and {high} is {highs}; give both or neither.")
+            if not all(math.isfinite(a) and math.isfinite(b) and a <= b for a, b in zip(lows, highs, strict=True)):
+                raise ConfigError(f"{low} is {lows} and {high} is {highs}; they must be finite, and rise.")
+        if not all(math.isfinite(value) for value in (*self.action_mean, *self.action_std)):
+            raise ConfigError(f"action_mean is {self.action_mean} and action_std {self.action_std}; give finite ones.")
+        return self
+
+    @property
+    def action_size(self) -> int | None:
+        """Components A of a single recorded action; None where not known."""
+        return next((len(getattr(self, name)) for name in _OF_ACTIONS if getattr(self, name)), None)
+
+    def steps_of(self, given: int | None) -> int:
+        """The step size to use: the model's own, which a given one may only confirm or, where unknown, supply.
+
+        Raises:
+            ConfigError: both are known and differ, or the one given is below 1.
+        """
+        if given is not None and given < 1:
+            raise ConfigError(f"step_size is {given}; it must be at least 1.")
+        if None not in (given, self.step_size) and given != self.step_size:
+            raise ConfigError(
+                f"step_size is {given}, but this model was trained with step size {self.step_size}. Leave it out, or "
+                "take a model of that step size."
+            )
+        return given or self.step_size or 1
+
+    def updated(self, newer: DataFacts) -> DataFacts:
+        """These facts after training on other data: what is known of those replaces what was known before."""
+        kept = self.model_dump(exclude={"environment"})
+        if newer.action_size not in (None, self.action_size):
+            kept = {name: value for name, value in kept.items() if name not in _OF_ACTIONS}
+        return DataFacts.checked(**kept | {name: value for name, value in newer if value not in (None, ())})
+
+
+_OF_ACTIONS = ("action_names", "action_low", "action_high", "action_mean", "action_std", "action_min", "action_max")
+
+
 class TransformerConfig(Config):
     """Shape of the LLaMA-style transformer (paper section 3.1; facts of the published checkpoints)."""
 
@@ -217,9 +296,17 @@ class TransformerConfig(Config):
     """Whether the reward head was trained on symlog(reward); predictions are then given back in reward units."""
     state: StateConfig | None = None
     """The state that is predicted for each future frame; None: no state."""
+    data: DataFacts = DataFacts()
+    """What it was trained on."""
 
     @model_validator(mode="after")
     def _check(self) -> TransformerConfig:
+        size, steps = self.data.action_size, self.data.step_size or 1
+        if self.action_dim is not None and size is not None and self.action_dim != steps * size:
+            raise ConfigError(
+                f"action_dim is {self.action_dim}, but the facts on the data say {size} components with step size "
+                f"{steps}, which makes {steps * size}. Give the facts of the data that the model was trained on."
+            )
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise ConfigError(
                 f"hidden is {self.hidden} with {self.heads} heads; each head needs an equal, even number of channels."

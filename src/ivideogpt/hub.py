@@ -6,6 +6,7 @@ safetensors file a part, `tokenizer.safetensors` and `transformer.safetensors`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ivideogpt import official
-from ivideogpt.config import SamplingConfig, TokenizerConfig, TransformerConfig
+from ivideogpt.config import DataFacts, SamplingConfig, TokenizerConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError, unknown_name
-from ivideogpt.files import folder_written_atomically, look_at, require_free_output
+from ivideogpt.files import folder_written_atomically, look_at, require_free_output, write_text_atomically
+from ivideogpt.published import Told, known_of
 from ivideogpt.weights import Weights, plain_names, unshared
 
 FORMAT, VERSION = "ivideogpt", 1
@@ -69,38 +71,72 @@ def resolve(name: str | Path) -> Path:
     raise CheckpointError(f"{hint} Or give a folder (none at {path.absolute()}) or a Hub id 'owner/name'.")
 
 
-def load(name: str | Path) -> Checkpoint:
+def load(name: str | Path, *, goal: bool | None = None, trained_frames: int | None = None) -> Checkpoint:
     """Read a model folder of either layout, a shipped model or a Hub id.
+
+    Args:
+        name: of the model.
+        goal: whether its first context frame is a goal. The official layout does not say it; it is known of the
+            published ids (`published.PUBLISHED`). Left out where it is not known: no goal, with a warning.
+        trained_frames: frames T of the sequences it was trained on, context and goal included; known as `goal` is.
+            Left out where it is not known: 16, or 17 with a goal, with a warning.
 
     Raises:
         CheckpointError: nothing there, another format or version, not safetensors, truncated.
+        ConfigError: `goal` or `trained_frames` contradict what is known of the model.
     """
-    folder = resolve(name)
-    if (folder / CONFIG_FILE).is_file():
-        return _load_native(folder)
-    if (folder / official.TOKENIZER_CONFIG).is_file():
-        return _load_official(folder)
-    found = sorted(p.name for p in folder.iterdir())[:10]
-    raise CheckpointError(
-        f"{folder} holds no model: neither {CONFIG_FILE} (native layout) nor {official.TOKENIZER_CONFIG} "
-        f"(official layout). It holds: {', '.join(found) or 'nothing'}."
-    )
+    folder, parts = _read_folder(name)
+    if parts.transformer is None:
+        return parts
+    config, weights = parts.transformer
+    given = Told(goal, trained_frames)
+    if (folder / CONFIG_FILE).is_file() or "goal" in _read_json(folder / official.TRANSFORMER_CONFIG):
+        told = Told(config.layout.goal, config.trained_frames).settled(given, name)  # this library wrote it
+    else:
+        assert parts.tokenizer is not None, "the official layout begins with a tokenizer"
+        told = known_of(name, config, parts.tokenizer[0].resolution).settled(given, name).completed(name, config)
+    return dataclasses.replace(parts, transformer=(told.applied(config), weights))
 
 
 def load_tokenizer(name: str | Path) -> tuple[TokenizerConfig, Weights]:
     """The tokenizer of a model folder; errors as `load`."""
-    part = load(name).tokenizer
+    part = _read_folder(name)[1].tokenizer
     if part is None:
         raise CheckpointError(f"{name} holds no tokenizer. Give a folder with {TOKENIZER_FILE}.")
     return part
 
 
-def load_transformer(name: str | Path) -> tuple[TransformerConfig, Weights]:
-    """The transformer of a model folder; errors as `load`."""
-    part = load(name).transformer
+def load_transformer(
+    name: str | Path, *, goal: bool | None = None, trained_frames: int | None = None
+) -> tuple[TransformerConfig, Weights]:
+    """The transformer of a model folder; arguments and errors as `load`."""
+    part = load(name, goal=goal, trained_frames=trained_frames).transformer
     if part is None:
         raise CheckpointError(f"{name} holds no transformer. Train one, or give a folder with {TRANSFORMER_FILE}.")
     return part
+
+
+def write_facts(folder: str | Path, facts: DataFacts) -> None:
+    """Write facts on the data into the configuration of a saved model, of either layout; its weights stay as they are.
+
+    Raises:
+        CheckpointError: the folder holds no transformer.
+        ConfigError: the facts do not fit the model.
+        OutputError: the configuration cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    native = (folder / CONFIG_FILE).is_file()
+    path = folder / (CONFIG_FILE if native else official.TRANSFORMER_CONFIG)
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no transformer whose data could have facts. Give a model folder.")
+    content = _read_json(path)
+    if native and "transformer" not in content:
+        raise CheckpointError(f"{folder} holds no transformer whose data could have facts. Give a model folder.")
+    part = content["transformer"] if native else content
+    action_dim = load_transformer(folder)[0].action_dim
+    TransformerConfig.checked(action_dim=action_dim, data=facts)
+    part["data"] = facts.model_dump(mode="json") if native else facts.model_dump(mode="json", exclude_defaults=True)
+    write_text_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native", overwrite: bool = False) -> Path:
@@ -145,6 +181,20 @@ def write_tensors(path: Path, weights: Weights) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def _read_folder(name: str | Path) -> tuple[Path, Checkpoint]:
+    """The folder that a name means, and what its files say."""
+    folder = resolve(name)
+    if (folder / CONFIG_FILE).is_file():
+        return folder, _load_native(folder)
+    if (folder / official.TOKENIZER_CONFIG).is_file():
+        return folder, _load_official(folder)
+    found = sorted(p.name for p in folder.iterdir())[:10]
+    raise CheckpointError(
+        f"{folder} holds no model: neither {CONFIG_FILE} (native layout) nor {official.TOKENIZER_CONFIG} "
+        f"(official layout). It holds: {', '.join(found) or 'nothing'}."
+    )
 
 
 def _load_native(folder: Path) -> Checkpoint:

@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ivideogpt.config import SamplingConfig
+from ivideogpt.config import DataFacts, SamplingConfig
 from ivideogpt.devices import Precision
 from ivideogpt.errors import ShapeError
 from ivideogpt.sequence import TokenLayout
@@ -50,6 +50,25 @@ class Imagines:
     def layout(self) -> TokenLayout:
         """The layout of its token sequences."""
         return self.transformer.layout
+
+    @property
+    def facts(self) -> DataFacts:
+        """What is known of the data it was trained on: step size, keys, what actions are."""
+        return self.transformer.config.data
+
+    def described(self) -> str:
+        """The model in one line."""
+        tokenizer, layout, config = self.tokenizer.config, self.layout, self.transformer.config
+        count = sum(weight.numel() for part in (self.tokenizer, self.transformer) for weight in part.parameters())
+        frames = f"{layout.context_frames} context frame{'s' if layout.context_frames > 1 else ''}"
+        goal = ", the goal first" if layout.goal else ""
+        takes = "no actions" if config.action_dim is None else f"actions of {config.action_dim}"
+        steps = f" in steps of {self.facts.step_size} recorded frames" if (self.facts.step_size or 1) > 1 else ""
+        return (
+            f"{tokenizer.resolution} px, {frames}{goal}, {takes}{steps}, "
+            f"{self.trained_horizon} future frames, {count / 1e6:.1f} M parameters, "
+            f"{str(self.transformer.embedding.weight.dtype).removeprefix('torch.')} on {self.device}"
+        )
 
     @property
     def longest_horizon(self) -> int:
@@ -207,6 +226,9 @@ class InferenceModel(Imagines):
         self.tokenizer, self.transformer, self.sampling = tokenizer, transformer, sampling
         self.precision = precision
         """What it computes in."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.described()})"
 
 
 def _positive_horizon(horizon: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ivideogpt.config import TokenizerConfig, TransformerConfig
+from ivideogpt.config import DataFacts, TokenizerConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError
 from ivideogpt.sequence import TokenLayout
 
@@ -24,6 +24,7 @@ TRANSFORMER_CONFIG = "transformer/config.json"
 
 Weights = dict[str, Tensor]
 Json = dict[str, Any]
+
 
 # (official, ours), dotted segments. DOWN_OR_UP stands for "down" in an encoder and "up" in a decoder.
 _TOKENIZER_NAMES = [
@@ -189,6 +190,7 @@ def transformer_from_official(config: Json, weights: Weights, layout: TokenLayou
         reward_symlog=config.get("reward_symlog", False),
         trained_frames=config.get("trained_frames"),
         action_limit=config.get("action_limit"),
+        data=DataFacts.checked(**config.get("data", {})),
     )
     official = {name.removeprefix("llm."): tensor for name, tensor in weights.items()}
     return ours, _transformer_weights_from_official(official, ours.layers)
@@ -232,8 +234,9 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "reward_symlog": config.reward_symlog,
         "trained_frames": config.trained_frames,
         "action_limit": config.action_limit,
+        "data": config.data.model_dump(mode="json", exclude_defaults=True),
     }
-    official |= {name: value for name, value in ours.items() if value}
+    official |= {name: value for name, value in ours.items() if value or name == "goal"}
     plain = _transformer_weights_to_official(weights, config.layers)
     if config.action_dim is None and not config.reward:
         return official, plain

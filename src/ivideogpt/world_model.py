@@ -56,23 +56,37 @@ class WorldModel(nn.Module, Imagines):
         self.sampling = sampling or SamplingConfig()
         self.eval()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.described()})"
+
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+        cls,
+        name: str | Path,
+        *,
+        goal: bool | None = None,
+        trained_frames: int | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
     ) -> Self:
         """Load a shipped model, a local folder (native or official layout) or a Hub id.
 
         Args:
             name: for example `"pusht-64"`.
+            goal: whether the first context frame is a goal. Native folders say it themselves and it is known of the
+                published ids; for other folders in the official layout say it here, or there is none, with a warning.
+            trained_frames: frames T of the sequences it was trained on, context and goal included; known as `goal` is,
+                or else 16 (17 with a goal), with a warning. `trained_horizon` follows from it.
             device: where it runs: cpu, cuda, cuda:n or auto.
             dtype: precision of the weights, but for those that know states; float32 where left out.
 
         Raises:
             DeviceError: CUDA was asked for and is absent, or the name is unknown.
             CheckpointError: nothing there, or it is damaged or does not fit.
+            ConfigError: `goal` or `trained_frames` contradict what is known of the model.
         """
         device = choose_device(device) if isinstance(device, str) else device
-        found = hub.load(name)
+        found = hub.load(name, goal=goal, trained_frames=trained_frames)
         if found.tokenizer is None or found.transformer is None:
             missing = "tokenizer" if found.tokenizer is None else "transformer"
             raise CheckpointError(f"{name} holds no {missing}; a world model needs both. Train the {missing} first.")

@@ -6,6 +6,7 @@ import errno
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 from pydantic import Field
@@ -148,3 +149,17 @@ def test_nobody_reads(words: str) -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 141
+
+
+def test_warnings_are_worded_for_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the place in the code that they come from."""
+    usual, said = warnings.formatwarning, []
+
+    def run(options: PretendOptions) -> None:
+        said.append(warnings.formatwarning("frames are odd", UserWarning, "segment.py", 7))
+        raise InputError("no")
+
+    install(monkeypatch, run)
+    assert main(["pretend"]) == 2
+    assert said == ["note: frames are odd\n"]
+    assert warnings.formatwarning is usual, "also after a mistake"

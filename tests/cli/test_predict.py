@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import get_args
@@ -15,7 +16,18 @@ from safetensors.torch import load_file, save_file
 from ivideogpt import CompressiveTokenizer, VideoTransformer, WorldModel
 from ivideogpt.cli import predict as predict_command
 from ivideogpt.cli.main import main
+from ivideogpt.config import DataFacts
 from ivideogpt.devices import Precision
+from ivideogpt.evaluation.prediction import Prediction
+from ivideogpt.hub import write_facts
+from tests.reference.checkpoints import (
+    made_up,
+    tokenizer_config,
+    tokenizer_shapes,
+    transformer_config,
+    transformer_shapes,
+    write_official,
+)
 
 FILES = ["metrics.json", "prediction.gif", "prediction.mp4", "psnr.png", "strip.png"]
 
@@ -111,7 +123,80 @@ def test_the_output_has_a_place_of_its_own(
     monkeypatch.chdir(tmp_path)
     words = ["predict", "--model", str(model), "--episode", episode.name, "--horizon", "2", "--device", "cpu"]
     assert main(words) == 0
-    assert sorted(path.name for path in Path("outputs/predict/episode").iterdir()) == FILES
+    [folder] = Path("outputs/predict").iterdir()
+    assert folder.name.endswith("-micro")
+    assert sorted(path.name for path in (folder / "episode").iterdir()) == FILES
+
+
+def test_a_second_model_or_episode_has_another_place(
+    model: Path, episode: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where runs keep models, and folders episodes, of the same name."""
+    monkeypatch.chdir(tmp_path)
+    for run in ("a", "b"):
+        shutil.copytree(model, Path("runs") / run / "model")
+        Path(f"data_{run}").mkdir()
+        shutil.copy(episode, Path(f"data_{run}") / "0.npz")
+    for run, data in (("a", "a"), ("b", "a"), ("b", "b")):
+        words = ["predict", "--model", f"runs/{run}/model", "--episode", f"data_{data}/0.npz", "--horizon", "2"]
+        assert main([*words, "--device", "cpu"]) == 0
+    written = sorted(str(path.parent.relative_to("outputs/predict")) for path in Path().rglob("metrics.json"))
+    assert written == ["runs-a/data_a-0", "runs-b/data_a-0", "runs-b/data_b-0"]
+
+
+def test_what_is_said_next_can_be_done(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the same kind of data, with the same options, quoted."""
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    with np.load(episode) as archive:
+        for name in ("0", "1"):
+            np.savez(folder / f"{name}.npz", front=archive["image"], action=archive["action"])
+    assert predict(model, folder / "0.npz", tmp_path / "my out", "--camera-key", "front") == 0
+    lines = [line.removeprefix("next").split("#")[0] for line in capsys.readouterr().out.splitlines()]
+    other, again = [shlex.split(line) for line in lines if "ivideogpt predict" in line]
+    assert (other[other.index("--episode") + 1], "--out" in other) == (str(folder / "1.npz"), False)
+    for words in ([*other, "--out", str(tmp_path / "other")], again):
+        assert words[:2] == ["ivideogpt", "predict"] and main(words[1:]) == 0
+    assert predict_command._another("pusht:7") == "pusht:8"
+
+
+def test_the_model_knows_its_keys_and_steps(
+    model: Path, episode: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = tmp_path / "known"
+    shutil.copytree(model, known)
+    facts = DataFacts(step_size=2, camera_key="front", action_key="command", action_names=("x",))
+    write_facts(known, facts)
+    with np.load(episode) as archive:
+        np.savez(tmp_path / "other.npz", front=archive["image"], command=archive["action"][:, :1])
+    assert predict(known, tmp_path / "other.npz", tmp_path / "out", "--horizon", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["step_size"] == 2
+    assert predict(known, tmp_path / "other.npz", tmp_path / "no", "--horizon", "2", "--step-size", "3") == 2
+    assert "step_size is 3, but this model was trained with step size 2" in capsys.readouterr().err
+    assert predict(known, episode, tmp_path / "no") == 2
+    assert "'command' is what the model's own data call it; --camera-key" in capsys.readouterr().err
+    assert predict(known, episode, tmp_path / "yes", "--horizon", "2", "--action-key", "action") == 2
+    assert "unknown camera key 'front'" in capsys.readouterr().err
+
+
+def test_a_goal_is_the_last_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder in the official layout that does not say that it has one."""
+    config = tokenizer_config()
+    llama = transformer_config(config)
+    parts = made_up(tokenizer_shapes(config), seed=1), made_up(transformer_shapes(llama, None, False), seed=2)
+    write_official(tmp_path / "theirs", (config, parts[0]), (llama, parts[1]))
+    frames = np.arange(0, 240, 30, dtype=np.uint8)[:, None, None, None] * np.ones((8, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "episode.npz", image=frames)
+    seen: list[Prediction] = []
+    keep = lambda out, prediction, figures: seen.append(prediction) or []  # noqa: E731
+    monkeypatch.setattr("ivideogpt.evaluation.report.write_prediction", keep)
+    more = ["--horizon", "5", "--goal", "True", "--trained-frames", "5"]
+    assert predict(tmp_path / "theirs", tmp_path / "episode.npz", tmp_path / "out", *more) == 0
+    [prediction] = seen
+    assert prediction.real[:, 0, 0, 0].tolist() == [150, 0, 30, 60, 90, 120, 150]
+    assert torch.equal(prediction.imagined[:2], prediction.real[:2])
 
 
 def test_keeps_what_is_there_unless_told(

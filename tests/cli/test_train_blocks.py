@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from ivideogpt import WorldModel
 from ivideogpt.cli.main import main
 from ivideogpt.envs.imagined_contexts import EpisodeFolder
 from ivideogpt.envs.imagined_single import ImaginedEnv
+from ivideogpt.errors import ConfigError
 from tests.cli.test_train import refused, train, words_of
 
 STEP = ["--step-size", "2"]
@@ -39,6 +41,10 @@ def test_from_episodes_to_predictions(
     assert train("transformer", data, second, "--tokenizer", str(first / "model"), *STEP, *more) == 0
     model = WorldModel.from_pretrained(second / "model")
     assert model.transformer.config.action_dim == 6
+    facts = model.facts
+    assert (facts.step_size, facts.camera_key, facts.action_key) == (2, "image", "action")
+    assert facts.state_key == ("state" if more else None)
+    assert facts.action_size == 3 and max(facts.action_max) <= 1 and min(facts.action_std) > 0.4
     theirs, ours = model.tokenizer.config.state, model.transformer.config.state
     if more:
         assert theirs is not None and ours is not None and ours.change != theirs.change
@@ -46,14 +52,19 @@ def test_from_episodes_to_predictions(
     capsys.readouterr()
 
     predict = ["predict", "--model", str(second / "model"), "--episode", str(data / "0.npz"), "--device", "cpu"]
-    assert main([*predict, "--horizon", "5", *STEP, "--json", "--out", str(tmp_path / "out")]) == 0
+    assert main([*predict, "--horizon", "5", "--json", "--out", str(tmp_path / "out")]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["step_size"], figures["horizon"]) == (2, 5) and "shuffled" in figures["psnr"]
-    assert "With step size k" in refused([*predict, "--horizon", "5", "--out", str(tmp_path / "none")], capsys)
+    other = [*predict, "--horizon", "5", "--out", str(tmp_path / "none"), "--step-size", "1"]
+    assert "step_size is 1, but this model was trained with step size 2" in refused(other, capsys)
 
-    contexts = EpisodeFolder(data, 2, 16, step_size=2)
-    env = ImaginedEnv(model=model, contexts=contexts, reward=lambda frames: np.zeros(len(frames)))
-    assert env.action_space.shape == (6,)
+    env = ImaginedEnv(model=model, contexts=data, reward=lambda frames: np.zeros(len(frames)))
+    assert isinstance(env._world.contexts, EpisodeFolder) and env._world.contexts.step_size == 2
+    assert isinstance(env.action_space, Box) and env.action_space.shape == (6,)
+    known = model.facts
+    np.testing.assert_allclose(env.action_space.low, [*known.action_min, *known.action_min], rtol=1e-6)
+    with pytest.raises(ConfigError, match="step_size is 1, but this model was trained with step size 2"):
+        ImaginedEnv(model=model, contexts=EpisodeFolder(data, 2, 16), reward=lambda frames: np.zeros(len(frames)))
     env.reset(seed=0)
     assert env.step(env.action_space.sample())[0].shape == (16, 16, 3)
 

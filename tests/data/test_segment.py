@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -214,3 +215,14 @@ def test_fit_is_antialiased() -> None:
     stripes = torch.arange(16).remainder(2).mul(255).to(torch.uint8).expand(1, 3, 16, 16)
     small = fit_to_square(stripes, 4)[..., 1:3]
     assert small.float().sub(127.5).abs().max() < 20
+
+
+def test_frames_that_are_not_square_are_said_once() -> None:
+    """Their middle is used as it is, not squeezed."""
+    frames = torch.arange(12, dtype=torch.uint8).expand(2, 3, 8, 12)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("default")
+        fitted = [fit_to_square(frames, 8), fit_to_square(frames[..., :10], 8), fit_to_square(frames[..., :8], 8)]
+    assert [int(one[0, 0, 0, 0]) for one in fitted] == [2, 1, 0]
+    assert torch.equal(fitted[0], frames[..., 2:10])
+    assert len(said) == 1 and "their middle square is used" in str(said[0].message)

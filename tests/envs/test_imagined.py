@@ -21,7 +21,7 @@ from ivideogpt import WorldModel
 from ivideogpt.envs import IMAGINED_ID
 from ivideogpt.envs.imagined import ImaginedVectorEnv, ResetNeeded
 from ivideogpt.envs.imagined_single import ImaginedEnv
-from ivideogpt.errors import SessionError, ShapeError
+from ivideogpt.errors import ConfigError, SessionError, ShapeError
 
 MakeWorldModel = Callable[..., WorldModel]
 
@@ -333,6 +333,16 @@ def test_made_by_name(model: WorldModel) -> None:
         assert (envs.num_envs, envs.max_episode_steps) == (N, 7)
     by_module = gymnasium.make_vec(f"ivideogpt.envs:{IMAGINED_ID}", model=model, contexts=CONTEXTS)
     assert isinstance(by_module, ImaginedVectorEnv)
+
+
+def test_the_shipped_model_needs_no_arguments(model: WorldModel) -> None:
+    env = gymnasium.make(IMAGINED_ID)
+    assert env.reset(seed=0)[1]["origin"].startswith("pusht:")
+    assert env.step(env.action_space.sample())[0].shape == (64, 64, 3)
+    envs = gymnasium.make_vec(IMAGINED_ID, num_envs=2, vectorization_mode="vector_entry_point")
+    assert isinstance(envs, ImaginedVectorEnv) and envs.action_names == ("target x", "target y")
+    with pytest.raises(ConfigError, match="contexts is left out, and this model is not known to be one of Push-T"):
+        ImaginedEnv(model=model)
 
 
 def test_gymnasiums_own_wrapper_counts_episodes(envs: ImaginedVectorEnv) -> None:

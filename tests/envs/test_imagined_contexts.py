@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ivideogpt import WorldModel
+from ivideogpt.config import DataFacts
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
 from ivideogpt.envs.imagined_contexts import (
@@ -80,6 +81,21 @@ def test_a_folder_of_episodes(folder: Path, step_size: int) -> None:
     last = {name: max(start for other, start in origins if other == name) for name, _ in origins}
     assert last == {"000000.npz": 3 - step_size, "000001.npz": 8 - step_size}
     assert isinstance(open_contexts(str(folder), LAYOUT, 16), EpisodeFolder)
+
+
+def test_sources_follow_what_the_model_knows(folder: Path) -> None:
+    facts = DataFacts(step_size=3, camera_key="front")
+    frames, origin = open_contexts("pusht", LAYOUT, 64, facts).draw(np.random.default_rng(0))
+    seed = int(origin.removeprefix("pusht:").removesuffix("@0"))
+    np.testing.assert_array_equal(frames, pusht_episode(seed, 4).frames[[0, 3]])
+    source = open_contexts(folder, LAYOUT, 16, facts)
+    assert isinstance(source, EpisodeFolder)
+    assert (source.step_size, source.episodes.camera_key) == (3, "front")
+    for other in (EpisodeFolder(folder, 2, 16, step_size=2), PushTOpenings(2, 16)):
+        with pytest.raises(ConfigError, match="but this model was trained with step size 3"):
+            open_contexts(other, LAYOUT, 16, facts)
+        assert open_contexts(other, LAYOUT, 16, DataFacts()) is other, "nothing is known"
+        assert open_contexts(other, TokenLayout(context_frames=1), 16, facts) is other, "no steps in a context"
 
 
 def test_faults_of_a_folder(folder: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ivideogpt import WorldModel
+from ivideogpt.config import DataFacts
 from ivideogpt.envs.imagined import ImaginedVectorEnv
 from ivideogpt.envs.imagined_single import ImaginedEnv
 from ivideogpt.errors import ConfigError, DeviceError, ShapeError
@@ -48,6 +49,29 @@ def test_action_bounds(make_world_model: MakeWorldModel, model: WorldModel) -> N
     ]:
         with pytest.raises(ConfigError, match=message):
             ImaginedEnv(model=model, contexts=CONTEXTS, **bounds)  # type: ignore[arg-type]
+
+
+def test_the_model_knows_its_actions(make_world_model: MakeWorldModel) -> None:
+    """Bounds of its data before its limit, its limit before what was seen; a block of 2 has the bounds twice."""
+    names, bounds = {"action_names": ("x", "grip")}, {"action_low": (0.0, -3.0), "action_high": (0.5, 3.0)}
+    seen = {"action_min": (-9.0, 2.0), "action_max": (7.0, 2.0)}
+    for told, limit, low, high in [
+        (names | bounds | seen, None, [0, -3], [0.5, 3]),
+        (names | bounds, 1.0, [0, -1], [0.5, 1]),
+        (names | seen, 1.0, [-1, -1], [1, 1]),
+        (names | seen, None, [-9, -1], [7, 2]),
+    ]:
+        facts = DataFacts(step_size=2, frame_rate=10, **told)
+        model = make_world_model(action_dim=4, action_limit=limit, reward=True, data=facts)
+        envs = ImaginedVectorEnv(N, model=model, contexts=CONTEXTS)
+        expected = gymnasium.spaces.Box(np.float32([*low, *low]), np.float32([*high, *high]))
+        assert envs.single_action_space == expected
+        assert envs.action_names == ("x (1 of 2)", "grip (1 of 2)", "x (2 of 2)", "grip (2 of 2)")
+        assert envs.metadata["render_fps"] == 5
+        envs.reset(seed=0)
+        with pytest.raises(ShapeError, match=re.escape("component 3 (grip (2 of 2)) of the action of env 0 is 4")):
+            envs.step(np.float32([[0.1, 0.1, 0.1, 4]] * N))
+    assert ImaginedEnv(model=model, contexts=CONTEXTS).metadata["render_fps"] == 5
 
 
 def test_a_model_must_take_actions(make_world_model: MakeWorldModel) -> None:

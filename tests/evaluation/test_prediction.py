@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ivideogpt import WorldModel
-from ivideogpt.config import SamplingConfig
+from ivideogpt.config import DataFacts, SamplingConfig
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.segment import fit_to_square
-from ivideogpt.errors import EpisodeError
+from ivideogpt.errors import ConfigError, EpisodeError
 from ivideogpt.evaluation.prediction import (
     FrameScores,
     Prediction,
@@ -206,5 +206,21 @@ def test_a_model_takes_blocks_of_its_own_step_size(
 ) -> None:
     with pytest.raises(EpisodeError, match=r"actions of size 2, 4 numbers with step size 2; this model .*size 2"):
         predict_episode(world_model, episodes[0], horizon=3, step_size=2)
-    with pytest.raises(EpisodeError, match=r"actions of size 2; this model takes .*size 4\. With step size k"):
+    with pytest.raises(
+        EpisodeError,
+        match=r"actions of size 2; this model takes .*size 4\. With step size k .* Perhaps its step size is 2\.",
+    ):
         predict_episode(make_world_model(action_dim=4), episodes[0], horizon=3)
+
+
+def test_the_model_knows_its_step_size(make_world_model: Callable[..., WorldModel], episodes: list[Episode]) -> None:
+    model = make_world_model(action_dim=4)
+    given = evaluate_episodes(model, episodes[:2], horizon=2, step_size=2).predictions
+    facts = DataFacts(step_size=2)
+    model.transformer.config = model.transformer.config.model_copy(update={"data": facts})
+    for known in (model, model.for_inference("float32")):
+        own = evaluate_episodes(known, episodes[:2], horizon=2).predictions
+        assert all(torch.equal(a.real, b.real) for a, b in zip(given, own, strict=True))
+        assert torch.equal(predict_episode(known, episodes[0], horizon=2).real, given[0].real)
+        with pytest.raises(ConfigError, match="step_size is 1, but this model was trained with step size 2"):
+            evaluate_episodes(known, episodes[:2], horizon=2, step_size=1)

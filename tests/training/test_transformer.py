@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ivideogpt import CompressiveTokenizer, TokenLayout, VideoTransformer, WorldModel, hub
+from ivideogpt.config import DataFacts
 from ivideogpt.errors import CheckpointError, ConfigError, EpisodeError
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import train_transformer
@@ -196,6 +197,19 @@ def test_fine_tuning_keeps_what_the_model_has(
         transformer_to_train(config.model_copy(update={"step_size": 2}), tokenizer, 4)
     with pytest.raises(ConfigError, match=r"reward_symlog is False; the reward head .* was trained with True"):
         transformer_to_train(config.model_copy(update={"rewards": True}), tokenizer, 2)
+
+
+def test_fine_tuning_keeps_facts_that_the_data_do_not_say(
+    tmp_path: Path, tokenizer: CompressiveTokenizer, make_transformer: Make, transformer_settings: Settings
+) -> None:
+    known = DataFacts(step_size=2, action_names=("x",), frame_rate=5, environment="pusht")
+    start = save_model(tmp_path / "start", tokenizer, make_transformer(action_dim=2, data=known))
+    config = transformer_settings(start_from=start, step_size=2)
+    data = DataFacts(step_size=2, action_mean=(0.5,), frame_rate=10)
+    model = transformer_to_train(config, tokenizer, 2, facts=data)
+    assert model.config.data == DataFacts(step_size=2, action_names=("x",), frame_rate=10, action_mean=(0.5,))
+    with pytest.raises(ConfigError, match=r"the data have 1 \(step_size 1; the model has step size 2\)"):
+        transformer_to_train(transformer_settings(start_from=start), tokenizer, 1, facts=data)
 
 
 def test_fine_tuning_to_other_context_frames_and_to_a_goal(

@@ -124,12 +124,14 @@ def _fine_tune(options: Options) -> dict[str, Any]:
 
     data, start = options.out / "training-episodes", time.monotonic()
     record_episodes("pusht", _TRAINING_EPISODES, data, seed=_FIRST_TRAINING_SEED, overwrite=options.overwrite)
+    model = hub.load_transformer(options.model)[0]
     config = TransformerTrainingConfig(
         data=data,
         out=options.out / "fine-tuned",
         tokenizer=options.model,
         start_from=options.model,
-        states=hub.load_transformer(options.model)[0].state is not None,
+        states=model.state is not None,
+        step_size=model.data.steps_of(None),
         device=options.device,
         overwrite=options.overwrite,
         validate_every=20,

@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 from ivideogpt import __version__
@@ -93,8 +94,19 @@ def _run(name: str, words: list[str]) -> int:
     from ivideogpt.cli.options import parse_options
 
     command = importlib.import_module(f"ivideogpt.cli.{name.replace(' ', '_')}")
-    command.run(parse_options(command.Options, prog=f"ivideogpt {name}", words=words))
+    usual, warnings.formatwarning = warnings.formatwarning, _worded
+    try:
+        command.run(parse_options(command.Options, prog=f"ivideogpt {name}", words=words))
+    finally:
+        warnings.formatwarning = usual
     return 0
+
+
+def _worded(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a user reads it; where in the code it comes from is nothing to them."""
+    return f"{'note' if category is UserWarning else category.__name__}: {message}\n"
 
 
 def _help(names: list[str]) -> str:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from ivideogpt.cli.console import finish, report, tell
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.options import Options as BaseOptions
-from ivideogpt.errors import InputError
+from ivideogpt.errors import EpisodeError, InputError
 
 if TYPE_CHECKING:
     from ivideogpt.config import SamplingConfig
     from ivideogpt.data.episode import Episode
     from ivideogpt.inference import Imagines
+
+
+_LONGEST_NAME = 120  # of a folder; file systems refuse 256
 
 
 class Options(BaseOptions):
@@ -32,7 +36,7 @@ class Options(BaseOptions):
     episode: str
     """An episode file (.npz), or pusht:SEED to record a Push-T episode on the spot; seeds from 900000 are held out."""
     out: Path | None = None
-    """Folder for what is written; outputs/predict/<episode> where left out."""
+    """Folder for what is written; outputs/predict/<model>/<episode> where left out."""
     start: int = Field(0, ge=0)
     """First context frame."""
     horizon: int = Field(14, ge=1)
@@ -48,13 +52,18 @@ class Options(BaseOptions):
     out."""
     precision: Literal["auto", "float32", "bf16"] = "float32"
     """What is computed in; auto is bf16 where the hardware multiplies it, else float32."""
-    step_size: int = Field(1, ge=1)
-    """Recorded frames from one frame of the prediction to the next, as in training; with k of them a step takes k
-    actions of the episode, oldest first."""
-    camera_key: str = "image"
-    """Key of the frames in the episode file."""
-    action_key: str = "action"
-    """Key of the actions in the episode file."""
+    step_size: int | None = Field(None, ge=1)
+    """Recorded frames from one frame of the prediction to the next; with k of them a step takes k actions of the
+    episode, oldest first. The model's own where left out, 1 where it does not know; it cannot be another one."""
+    camera_key: str | None = None
+    """Key of the frames in the episode file; the model's own where left out, or image."""
+    action_key: str | None = None
+    """Key of the actions in the episode file; the model's own where left out, or action."""
+    goal: bool | None = None
+    """Whether the model's first context frame is a goal, for a folder in the official layout, which does not say it;
+    known of the published ids."""
+    trained_frames: int | None = Field(None, ge=2)
+    """Frames of the segments that the model was trained on, for a folder in the official layout, as above."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:n."""
     overwrite: bool = False
@@ -71,11 +80,17 @@ def run(options: Options) -> None:
     from ivideogpt.files import require_free_output
     from ivideogpt.world_model import WorldModel
 
-    out = options.out or Path("outputs/predict") / _name_of(options.episode)
+    out = options.out or Path("outputs/predict") / _name_of_model(options.model) / _name_of(options.episode)
     require_free_output(out, overwrite=options.overwrite)
-    loaded = WorldModel.from_pretrained(options.model, device=choose_device(options.device))
+    loaded = WorldModel.from_pretrained(
+        options.model,
+        goal=options.goal,
+        trained_frames=options.trained_frames,
+        device=choose_device(options.device),
+    )
     model = loaded.for_inference(options.precision)
-    episode = _episode(options, model)
+    step_size = model.facts.steps_of(options.step_size)
+    episode = _episode(options, model, step_size)
     sampling = _sampling(options, model)
     tell(f"imagining {options.horizon} frames of {options.episode} with {options.model} in {model.precision}")
     prediction = predict_episode(
@@ -83,7 +98,7 @@ def run(options: Options) -> None:
         episode,
         start=options.start,
         horizon=options.horizon,
-        step_size=options.step_size,
+        step_size=step_size,
         seed=options.seed,
         sampling=sampling,
     )
@@ -91,7 +106,7 @@ def run(options: Options) -> None:
         "model": options.model,
         "episode": options.episode,
         "start": options.start,
-        "step_size": options.step_size,
+        "step_size": step_size,
         "seed": options.seed,
         "precision": model.precision,
         "sampling": sampling.model_dump(),
@@ -102,9 +117,26 @@ def run(options: Options) -> None:
     finish(wrote, _next_steps(options), options.as_json)
 
 
+def _name_of_model(model: str) -> str:
+    """A folder's name for a model: a run folder's `model/` is called as the run is."""
+    words = _words(Path(model))
+    return _joined(words[:-1] if len(words) > 1 and words[-1] == "model" else words)
+
+
 def _name_of(episode: str) -> str:
+    """A folder's name for an episode; two data folders hold episodes of one name, so it has the folder's too."""
     seed = _pusht_seed(episode)
-    return Path(episode).stem if seed is None else f"pusht-{seed}"
+    return _joined(_words(Path(episode).with_suffix(""))) if seed is None else f"pusht-{seed}"
+
+
+def _joined(words: list[str]) -> str:
+    return "-".join(words)[-_LONGEST_NAME:].lstrip("-")
+
+
+def _words(path: Path) -> list[str]:
+    """What a path's parts are called; at least one, also of a path such as `.`."""
+    words = [part for part in path.parts if part not in (path.anchor, ".", "..")]
+    return words or [path.absolute().resolve().name or "root"]
 
 
 def _pusht_seed(episode: str) -> int | None:
@@ -116,16 +148,27 @@ def _pusht_seed(episode: str) -> int | None:
     return int(episode.removeprefix("pusht:"))
 
 
-def _episode(options: Options, model: Imagines) -> Episode:
+def _episode(options: Options, model: Imagines, step_size: int) -> Episode:
     from ivideogpt.data.sources.npz import read_episode
     from ivideogpt.envs.record import pusht_episode
 
     seed = _pusht_seed(options.episode)
     if seed is None:
+        camera_key = options.camera_key or model.facts.camera_key or "image"
+        action_key = options.action_key or model.facts.action_key or "action"
         takes_actions = model.transformer.config.action_dim is not None
-        return read_episode(options.episode, options.camera_key, options.action_key if takes_actions else None)
+        try:
+            return read_episode(options.episode, camera_key, action_key if takes_actions else None)
+        except EpisodeError as error:
+            own = [
+                key for key in (model.facts.camera_key, model.facts.action_key) if key and f"key {key!r}" in str(error)
+            ]
+            if not own:
+                raise
+            hint = f"{own[0]!r} is what the model's own data call it; --camera-key and --action-key name another."
+            raise EpisodeError(f"{error} {hint}") from error
     frames = model.layout.context_frames + options.horizon
-    length = options.start + options.step_size * (frames - 1) + 1
+    length = options.start + step_size * (frames - 1) + 1
     return pusht_episode(seed, length)
 
 
@@ -136,11 +179,28 @@ def _sampling(options: Options, model: Imagines) -> SamplingConfig:
 
 
 def _next_steps(options: Options) -> list[str]:
-    seed = _pusht_seed(options.episode)
-    other = f"pusht:{seed + 1}" if seed is not None else "pusht:900000"
-    command = f"ivideogpt predict --model {options.model} --episode"
-    place = "" if options.out is None else f" --out {options.out}"
-    return [
-        f"{command} {other}",
-        f"{command} {options.episode} --seed {options.seed + 1}{place} --overwrite   # another future",
-    ]
+    """Another episode of the same kind, where there is one, and another future of this one."""
+    other = _another(options.episode)
+    steps = [] if other is None else [_command(options, episode=other, out=None, overwrite=False)]
+    return [*steps, f"{_command(options, seed=options.seed + 1, overwrite=True)}   # another future"]
+
+
+def _another(episode: str) -> str | None:
+    """The next Push-T seed, or the next file of the folder."""
+    seed = _pusht_seed(episode)
+    if seed is not None:
+        return f"pusht:{seed + 1}"
+    path = Path(episode)
+    files = sorted(file for file in path.parent.glob("*.npz") if not file.name.startswith("."))
+    others = [file for file in files if file.name > path.name] + [file for file in files if file.name < path.name]
+    return str(others[0]) if others else None
+
+
+def _command(options: Options, **changes: Any) -> str:
+    """The command line of these options with some changed, quoted for a shell."""
+    words = ["ivideogpt", "predict"]
+    for name, field in Options.model_fields.items():
+        value = changes.get(name, getattr(options, name))
+        if name != "as_json" and value != field.default:
+            words += [f"--{name.replace('_', '-')}", *([] if name == "overwrite" else [str(value)])]
+    return shlex.join(words)

@@ -11,6 +11,7 @@ is what one step takes. The published models drop those in between. Rewards and 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -195,8 +196,18 @@ def cut_segment(episode: Episode, choice: FrameChoice, resolution: int | None) -
 
 
 def fit_to_square(frames: Tensor, resolution: int) -> Tensor:
-    """Centre-crop frames (T, 3, H, W) uint8 to a square and resize it to (T, 3, R, R): bilinear, antialiased."""
+    """Centre-crop frames (T, 3, H, W) uint8 to a square and resize it to (T, 3, R, R): bilinear, antialiased.
+
+    Frames that are not square lose what lies beside the middle square; a warning says so, once.
+    """
     height, width = frames.shape[-2:]
+    if height != width:
+        # No numbers, so that it is one warning whatever sizes the episodes have.
+        warnings.warn(
+            "some frames are not square: their middle square is used, and what lies beside it is not seen. If it "
+            "matters, pad or resize the frames to a square yourself.",
+            stacklevel=1,
+        )
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = frames[..., top : top + side, left : left + side]

@@ -21,10 +21,13 @@ from torch import Tensor
 from ivideogpt.config import SamplingConfig
 from ivideogpt.envs.imagined_contexts import ContextSource, draw_contexts, open_contexts
 from ivideogpt.envs.imagined_setup import (
+    DEFAULT_MODEL,
     Bound,
     RewardFunction,
+    action_names,
     action_space,
     call_reward,
+    default_contexts,
     open_model,
     require_actions,
     require_autoreset,
@@ -38,7 +41,7 @@ from ivideogpt.inference import Imagines
 from ivideogpt.session import Session, Step
 
 RENDER_MODES = ("rgb_array",)
-FRAME_RATE = 10  # of rendered videos; a model does not know how fast time passes in it
+FRAME_RATE = 10  # of rendered videos, where a model does not know how fast time passes in it
 
 Frames = npt.NDArray[np.uint8]
 Actions = npt.NDArray[np.float32]
@@ -68,13 +71,13 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         num_envs: n.
         model: a shipped model such as `"pusht-64"`, a folder, a Hub id, or a loaded model.
         contexts: where episodes begin: `"pusht"` (fresh Push-T openings), a folder of `.npz` episodes, an array or
-            tensor (N,t,R,R,3), or a `ContextSource`. The first two give successive frames; for a model trained with a
-            step size above 1 use `EpisodeFolder` with that step size.
+            tensor (N,t,R,R,3), or a `ContextSource`. The first two take the model's own step size and camera key. Left
+            out: Push-T openings, for a model of Push-T.
         reward: frames (k,R,R,3) uint8 -> (k,) rewards on arriving there, used instead of the reward head.
         max_episode_steps: frames imagined in an episode; the model's `trained_horizon` where left out. It can be
             longer: an imagination goes on for ever.
-        action_low, action_high: bounds of an action's components, one number or A; the model's `action_limit` where
-            left out, or 1 if it has none.
+        action_low, action_high: bounds of an action's components, one number or A. Left out: the bounds that the model
+            knows of its data, else its `action_limit`, else the range of the actions it was trained on, else 1.
         autoreset_mode: `"NextStep"`, `"SameStep"` or `"Disabled"`, as Gymnasium defines them.
         sampling: how tokens are drawn; the model's own way where left out.
         device: where a model that is given by name runs: cpu, cuda, cuda:n or auto, which is also meant where left out.
@@ -95,8 +98,8 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
         self,
         num_envs: int = 1,
         *,
-        model: str | Path | Imagines,
-        contexts: Contexts,
+        model: str | Path | Imagines = DEFAULT_MODEL,
+        contexts: Contexts | None = None,
         reward: RewardFunction | None = None,
         max_episode_steps: int | None = None,
         action_low: Bound | None = None,
@@ -111,18 +114,23 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
             raise ConfigError(unknown_name("render_mode", str(render_mode), RENDER_MODES))
         self.render_mode = render_mode
         self.autoreset_mode = require_autoreset(autoreset_mode)
-        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
         self.model = open_model(model, device)
+        facts = self.model.facts
+        rate = FRAME_RATE if facts.frame_rate is None else facts.frame_rate / facts.steps_of(None)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode, "render_fps": rate}
         require_reward(self.model, reward)
         self.reward = reward
         self.sampling = sampling
         layout, resolution = self.model.transformer.layout, self.model.tokenizer.config.resolution
-        self.contexts = open_contexts(contexts, layout, resolution)
+        begins = default_contexts(model, facts) if contexts is None else contexts
+        self.contexts = open_contexts(begins, layout, resolution, facts)
         steps = self.model.trained_horizon if max_episode_steps is None else max_episode_steps
         self.max_episode_steps = require_count("max_episode_steps", steps)
 
         frame = (resolution, resolution, 3)
         self._box = action_space(self.model.transformer.config, action_low, action_high)
+        self.action_names = action_names(self.model.transformer.config)
+        """Name of each component of an action; empty where the model does not know them."""
         self.single_action_space: gymnasium.Space[Any] = self._box
         self.action_space = batch_space(self._box, self.num_envs)
         self.single_observation_space = gymnasium.spaces.Box(0, 255, frame, np.uint8)
@@ -205,7 +213,8 @@ class ImaginedVectorEnv(VectorEnv[Frames, Actions, npt.NDArray[Any]]):
             if over.any() and self.autoreset_mode is AutoresetMode.DISABLED:
                 raise ResetNeeded(f"the episodes of environments {np.flatnonzero(over).tolist()} are over. Reset them.")
             renewed = over & (self.autoreset_mode is AutoresetMode.NEXT_STEP)
-            self._moved = self._imagine(require_actions(actions, self._box, self.num_envs, ~renewed), ~renewed)
+            wanted = require_actions(actions, self._box, self.num_envs, ~renewed, self.action_names)
+            self._moved = self._imagine(wanted, ~renewed)
         result = self._begin_after(self._moved)
         self._moved = None
         return result

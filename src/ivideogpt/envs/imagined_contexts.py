@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ivideogpt.config import DataFacts
 from ivideogpt.data.segment import fit_to_square
 from ivideogpt.data.sources.npz import NpzFolder
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, TRAINING_SEEDS, pusht_episode
@@ -48,12 +49,14 @@ class PushTOpenings:
         context_frames: t.
         resolution: R.
         seeds: of the episodes. Below 100,000 for training; 900,000 and up for evaluation only.
+        step_size: recorded frames from one frame of a context to the next, as the model was trained.
 
     Raises:
-        ConfigError: no seeds, or some that are neither for training nor for evaluation.
+        ConfigError: no seeds, some that are neither for training nor for evaluation, or a step size below 1.
     """
 
-    def __init__(self, context_frames: int, resolution: int, seeds: range = TRAINING_SEEDS) -> None:
+    def __init__(self, context_frames: int, resolution: int, seeds: range = TRAINING_SEEDS, step_size: int = 1) -> None:
+        _require_step_size(step_size)
         ends = (seeds[0], seeds[-1]) if seeds else ()
         trains = all(seed in TRAINING_SEEDS for seed in ends)
         evaluates = all(seed >= EVALUATION_SEEDS_FROM for seed in ends)
@@ -63,11 +66,13 @@ class PushTOpenings:
                 f"from {EVALUATION_SEEDS_FROM} on (evaluation)."
             )
         self.context_frames, self.resolution, self.seeds = context_frames, resolution, seeds
+        self.step_size = step_size
 
     def draw(self, rng: np.random.Generator) -> tuple[Frames, str]:
         """Simulate the opening of a random seed."""
         seed = self.seeds[int(rng.integers(len(self.seeds)))]
-        frames = pusht_episode(seed, length=max(self.context_frames, 2)).frames[: self.context_frames]
+        span = (self.context_frames - 1) * self.step_size + 1
+        frames = pusht_episode(seed, length=max(span, 2)).frames[: span : self.step_size]
         return _fitted(frames, self.resolution), f"{PUSHT}:{seed}@0"
 
 
@@ -89,8 +94,7 @@ class EpisodeFolder:
     def __init__(
         self, folder: Path | str, context_frames: int, resolution: int, step_size: int = 1, camera_key: str = "image"
     ) -> None:
-        if step_size < 1:
-            raise ConfigError(f"step_size is {step_size}; it must be at least 1.")
+        _require_step_size(step_size)
         self.episodes = NpzFolder(folder, camera_key, action_key=None)
         self.context_frames, self.resolution, self.step_size = context_frames, resolution, step_size
 
@@ -137,7 +141,10 @@ class GivenContexts:
 
 
 def open_contexts(
-    contexts: str | Path | npt.NDArray[Any] | Tensor | ContextSource, layout: TokenLayout, resolution: int
+    contexts: str | Path | npt.NDArray[Any] | Tensor | ContextSource,
+    layout: TokenLayout,
+    resolution: int,
+    facts: DataFacts | None = None,
 ) -> ContextSource:
     """The source that a user means.
 
@@ -146,11 +153,15 @@ def open_contexts(
             `GivenContexts`), or any `ContextSource`.
         layout: of the model that will continue the contexts.
         resolution: R, of the same model.
+        facts: on the data of the same model, for its step size and camera key; 1 and `image` where not known.
 
     Raises:
-        ConfigError: none of these, or a goal would be needed that the source does not know.
+        ConfigError: none of these, a goal would be needed that the source does not know, or the source has another step
+            size than the model.
         EpisodeError, ShapeError: a folder or an array with a fault.
     """
+    step_size = 1 if facts is None else facts.steps_of(None)
+    camera_key = (None if facts is None else facts.camera_key) or "image"
     if isinstance(contexts, (np.ndarray, Tensor)):
         return GivenContexts(contexts)
     if isinstance(contexts, (str, Path)):
@@ -160,10 +171,13 @@ def open_contexts(
                 "Give an array (N, t, R, R, 3) of contexts with the goal first, or a ContextSource."
             )
         if contexts == PUSHT:
-            return PushTOpenings(layout.context_frames, resolution)
+            return PushTOpenings(layout.context_frames, resolution, step_size=step_size)
         if Path(contexts).is_dir():
-            return EpisodeFolder(contexts, layout.context_frames, resolution)
+            return EpisodeFolder(contexts, layout.context_frames, resolution, step_size, camera_key)
     elif isinstance(contexts, ContextSource) and not isinstance(contexts, type):
+        own = getattr(contexts, "step_size", None)
+        if facts is not None and isinstance(own, int) and layout.context_frames > 1:
+            facts.steps_of(own)
         return contexts
     raise ConfigError(
         f"contexts is {contexts!r}, which is neither {PUSHT!r} nor an existing folder. Available: {PUSHT!r} (fresh "
@@ -200,6 +214,11 @@ def draw_contexts(
         drawn.append(frames)
         origins.append(str(origin))
     return np.stack(drawn), origins
+
+
+def _require_step_size(step_size: int) -> None:
+    if step_size < 1:
+        raise ConfigError(f"step_size is {step_size}; it must be at least 1.")
 
 
 def _fitted(frames: Frames, resolution: int) -> Frames:

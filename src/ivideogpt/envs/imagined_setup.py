@@ -16,14 +16,32 @@ import numpy.typing as npt
 import torch
 from gymnasium.vector import AutoresetMode
 
-from ivideogpt.config import TransformerConfig
+from ivideogpt.config import DataFacts, TransformerConfig
 from ivideogpt.devices import choose_device
+from ivideogpt.envs.imagined_contexts import PUSHT
 from ivideogpt.errors import ConfigError, ShapeError
+from ivideogpt.hub import shipped_models
 from ivideogpt.inference import Imagines
 from ivideogpt.world_model import WorldModel
 
+DEFAULT_MODEL = "pusht-64"
+
 Bound = float | Sequence[float] | npt.NDArray[np.floating[Any]]
 RewardFunction = Callable[[npt.NDArray[np.uint8]], npt.ArrayLike]
+
+
+def default_contexts(model: str | Path | Imagines, facts: DataFacts) -> str:
+    """Where episodes begin if nobody says it: Push-T openings, for a model of Push-T.
+
+    Raises:
+        ConfigError: the model is not known to be one of Push-T.
+    """
+    if facts.environment == PUSHT or str(model) in shipped_models():
+        return PUSHT
+    raise ConfigError(
+        "contexts is left out, and this model is not known to be one of Push-T. Say where episodes begin: a folder of "
+        f".npz episodes, an array (N, t, R, R, 3) of contexts, {PUSHT!r}, or a ContextSource."
+    )
 
 
 def open_model(model: str | Path | Imagines, device: str | torch.device | None) -> Imagines:
@@ -58,7 +76,8 @@ def action_space(config: TransformerConfig, low: Bound | None, high: Bound | Non
     """Box (A,) float32 of the actions that are allowed.
 
     Args:
-        config: of the model's transformer; its `action_limit`, or 1 without one, bounds each component.
+        config: of the model's transformer. Its data's bounds hold for each component, or else its `action_limit`, or
+            else the range of the actions it was trained on, or else 1.
         low, high: other bounds, one number or A.
 
     Raises:
@@ -69,12 +88,13 @@ def action_space(config: TransformerConfig, low: Bound | None, high: Bound | Non
             "this model has no action input, so there is nothing to act with. Train its transformer with actions, or "
             "imagine without an environment: WorldModel.start(context), session.step()."
         )
-    limit = config.action_limit or 1.0
-    lows = _bound("action_low", -limit if low is None else low, config.action_dim)
-    highs = _bound("action_high", limit if high is None else high, config.action_dim)
+    known = _known_bounds(config, config.action_dim)
+    lows = _bound("action_low", known[0] if low is None else low, config.action_dim)
+    highs = _bound("action_high", known[1] if high is None else high, config.action_dim)
     if not (lows < highs).all():
         raise ConfigError(f"action_low is {lows.tolist()} and action_high {highs.tolist()}; low must be below high.")
-    if config.action_limit is not None and max(abs(lows).max(), abs(highs).max()) > np.float32(limit):
+    limit = config.action_limit
+    if limit is not None and max(abs(lows).max(), abs(highs).max()) > np.float32(limit):
         raise ConfigError(
             f"action_low is {lows.tolist()} and action_high {highs.tolist()}, but this model only takes actions in "
             f"[-{limit:g}, {limit:g}]. Scale the actions."
@@ -82,8 +102,20 @@ def action_space(config: TransformerConfig, low: Bound | None, high: Bound | Non
     return gymnasium.spaces.Box(lows, highs, dtype=np.float32)
 
 
+def action_names(config: TransformerConfig) -> tuple[str, ...]:
+    """Name of each of the A components of an action; of a block of k, each with its place in it. Empty: not known."""
+    names, steps = config.data.action_names, config.data.steps_of(None)
+    if steps == 1:
+        return names
+    return tuple(f"{name} ({place} of {steps})" for place in range(1, steps + 1) for name in names)
+
+
 def require_actions(
-    actions: Any, space: gymnasium.spaces.Box, envs: int, looked_at: npt.NDArray[np.bool_]
+    actions: Any,
+    space: gymnasium.spaces.Box,
+    envs: int,
+    looked_at: npt.NDArray[np.bool_],
+    names: Sequence[str] = (),
 ) -> npt.NDArray[np.float32]:
     """Actions (n,A) float32, checked.
 
@@ -92,6 +124,7 @@ def require_actions(
         space: that each must lie in.
         envs: n.
         looked_at: (n,) the environments that take their action; the other actions become the space's middle.
+        names: of the components, for what is said of them.
 
     Raises:
         ShapeError: another shape, no numbers, or an action outside the space; names the environment and the rule.
@@ -107,9 +140,11 @@ def require_actions(
     wrong = ~((array >= space.low) & (array <= space.high))  # True also for NaN
     if wrong.any():
         env, component = (int(index) for index in np.argwhere(wrong)[0])
+        called = f" ({names[component]})" if names else ""
         raise ShapeError(
-            f"component {component} of the action of env {env} is {array[env, component]:g}; it must be finite and lie "
-            f"in [{space.low[component]:g}, {space.high[component]:g}]. Mend or clip it; no environment has moved."
+            f"component {component}{called} of the action of env {env} is {array[env, component]:g}; it must be finite "
+            f"and lie in [{space.low[component]:g}, {space.high[component]:g}]. Mend or clip it; no environment has "
+            "moved."
         )
     return array
 
@@ -205,6 +240,22 @@ def require_reset_mask(mask: Any, envs: int) -> npt.NDArray[np.bool_]:
             f"options['reset_mask'] is {mask!r}; it must be a bool array of shape ({envs},) with a True in it."
         )
     return mask
+
+
+def _known_bounds(config: TransformerConfig, size: int) -> tuple[Bound, Bound]:
+    """Bounds (A,) of the components as far as the model knows, or one number for all."""
+    data, limit = config.data, config.action_limit
+    low, high = data.action_low, data.action_high
+    if not low and limit is None:
+        low, high = data.action_min, data.action_max
+    if not low:
+        return -(limit or 1.0), limit or 1.0
+    lows, highs = np.array(low), np.array(high)
+    if limit is not None:
+        lows, highs = lows.clip(-limit, limit), highs.clip(-limit, limit)
+    still = lows >= highs  # a component that never moved in training
+    lows, highs = np.where(still, np.minimum(lows, -1), lows), np.where(still, np.maximum(highs, 1), highs)
+    return np.resize(lows, size), np.resize(highs, size)
 
 
 def _bound(name: str, value: Bound, size: int) -> npt.NDArray[np.float32]:

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode
 
 from ivideogpt.config import SamplingConfig
 from ivideogpt.envs.imagined import FRAME_RATE, RENDER_MODES, Actions, Contexts, Frames, ImaginedVectorEnv
-from ivideogpt.envs.imagined_setup import Bound, RewardFunction
+from ivideogpt.envs.imagined_setup import DEFAULT_MODEL, Bound, RewardFunction
 from ivideogpt.inference import Imagines
 
 
@@ -32,8 +32,8 @@ class ImaginedEnv(gymnasium.Env[Frames, Actions]):
     def __init__(
         self,
         *,
-        model: str | Path | Imagines,
-        contexts: Contexts,
+        model: str | Path | Imagines = DEFAULT_MODEL,
+        contexts: Contexts | None = None,
         reward: RewardFunction | None = None,
         max_episode_steps: int | None = None,
         action_low: Bound | None = None,
@@ -55,6 +55,9 @@ class ImaginedEnv(gymnasium.Env[Frames, Actions]):
             render_mode=render_mode,
         )
         self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self._world.metadata["render_fps"]}
+        self.action_names = self._world.action_names
+        """Name of each component of an action; empty where the model does not know them."""
         self.observation_space = self._world.single_observation_space
         self.action_space = self._world.single_action_space
 

@@ -21,6 +21,8 @@ _TRACKS: dict[str, JsonValue] = {
     "state_names": ["agent x", "agent y", "block x", "block y", "block angle"],
     "state_angles": [4],  # columns that are angles, in radians
     "action_names": ["target x", "target y"],
+    "action_low": [-1.0, -1.0],
+    "action_high": [1.0, 1.0],
 }
 
 Progress = Callable[[int, int], None]

@@ -100,7 +100,7 @@ def predict_episode(
     *,
     start: int = 0,
     horizon: int = 14,
-    step_size: int = 1,
+    step_size: int | None = None,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
 ) -> Prediction:
@@ -112,12 +112,13 @@ def predict_episode(
             them.
         start: first context frame.
         horizon: future frames F, at least 1.
-        step_size: recorded frames k from one frame of the prediction to the next, as in training; a step takes an
-            action block, k actions of the episode.
+        step_size: recorded frames k from one frame of the prediction to the next; a step takes an action block, k
+            actions of the episode. Left out: the model's own, which a given one may not contradict.
         seed: decides every draw.
         sampling: how tokens are drawn; the model's own way where left out.
 
     Raises:
+        ConfigError: another step size than the model was trained with.
         EpisodeError: too few frames, or actions that the model cannot take.
         ShapeError: a horizon that is too long for the model.
     """
@@ -133,7 +134,7 @@ def predict_episodes(
     *,
     start: int = 0,
     horizon: int = 14,
-    step_size: int = 1,
+    step_size: int | None = None,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
     batch_size: int = 8,
@@ -143,7 +144,7 @@ def predict_episodes(
     Episode i draws from the stream of seed + i, so its future does not depend on the batch; its shuffled actions are
     those of another episode. Arguments and errors as in `predict_episode`.
     """
-    segments = _cut_segments(world_model, episodes, start, horizon, step_size, seed)
+    segments = _cut_segments(world_model, episodes, start, horizon, world_model.facts.steps_of(step_size), seed)
     for first in range(0, len(episodes), batch_size):
         batch = segments.part(first, batch_size)
         seeds = [seed + first + i for i in range(len(batch.frames))]
@@ -156,6 +157,7 @@ def evaluate_episodes(
     *,
     start: int = 0,
     horizon: int = 14,
+    step_size: int | None = None,
     seed: int = 0,
     sampling: SamplingConfig | None = None,
     batch_size: int = 8,
@@ -165,10 +167,10 @@ def evaluate_episodes(
 
     Args:
         progress: called with (done, total) after each episode.
-        world_model, episodes, start, horizon, seed, sampling, batch_size: as in `predict_episodes`.
+        world_model, episodes, start, horizon, step_size, seed, sampling, batch_size: as in `predict_episodes`.
 
     Raises:
-        EpisodeError, ShapeError: as in `predict_episode`.
+        ConfigError, EpisodeError, ShapeError: as in `predict_episode`.
     """
     predictions = []
     for prediction in predict_episodes(
@@ -176,6 +178,7 @@ def evaluate_episodes(
         episodes,
         start=start,
         horizon=horizon,
+        step_size=step_size,
         seed=seed,
         sampling=sampling,
         batch_size=batch_size,
@@ -283,10 +286,12 @@ def _require_usable(episode: Episode, start: int, length: int, action_dim: int |
     found = "no actions" if size is None else f"actions of size {size}"
     if size is not None and step_size > 1:
         found += f", {step_size * size} numbers with step size {step_size}"
+    blocks = action_dim // size if size is not None and action_dim % size == 0 else 1
+    likely = f" Perhaps its step size is {blocks}." if blocks not in (1, step_size) else ""
     raise EpisodeError(
         f"the episode has {found}; this model takes actions of size {action_dim}. With step size k a model takes k "
-        "actions in one step. Give the step size and an episode of the environment that the model was trained on, or "
-        "another model."
+        f"actions in one step.{likely} Give the step size and an episode of the environment that the model was trained "
+        "on, or another model."
     )
 
 

@@ -11,7 +11,9 @@ from typing import NamedTuple
 
 import torch
 
+from ivideogpt.config import DataFacts
 from ivideogpt.data.augment import NONE, STANDARD, STRONG
+from ivideogpt.data.facts import facts_of
 from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
 from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.data.sources.npz import NpzFolder
@@ -100,7 +102,8 @@ def train_transformer(
         raise ConfigError("rewards is set, but the episodes have no rewards. Leave it out, or record them.")
     state = state_config(config, episodes.source, episodes.training, known=tokenizer.config.state)
     require_same_states(config, tokenizer.config.state, state)
-    model = make_transformer(config, tokenizer, _action_size(first) if config.actions else None, state)
+    action_dim = _action_size(first) if config.actions else None
+    model = make_transformer(config, tokenizer, action_dim, state, _facts(config, episodes))
     _require_room(model, spec.length)
     transitions = None
     if state is not None:
@@ -192,6 +195,17 @@ def _train_on_tokens(
         assert cached is not None, "the cache was just filled"
         batches = CachedTokens(cached, config.batch_size, config.seed)
     yield from train(learner, batches, held_out, config, device, stop)
+
+
+def _facts(config: TransformerTrainingConfig, episodes: Episodes) -> DataFacts:
+    """What is known of the data, to be kept with the model."""
+    return DataFacts.checked(
+        step_size=config.step_size,
+        camera_key=config.camera_key,
+        action_key=config.action_key if config.actions else None,
+        state_key=config.state_key if config.states else None,
+        **facts_of(episodes.source, episodes.training),
+    )
 
 
 def _require_room(model: VideoTransformer, frames: int) -> None:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt import hub
-from ivideogpt.config import SamplingConfig, StateConfig, TransformerConfig
+from ivideogpt.config import DataFacts, SamplingConfig, StateConfig, TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
@@ -40,6 +40,7 @@ def make_transformer(
     tokenizer: CompressiveTokenizer,
     action_dim: int | None,
     state: StateConfig | None = None,
+    facts: DataFacts | None = None,
 ) -> VideoTransformer:
     """The transformer that a training starts from: a preset with random weights, or a model to fine-tune.
 
@@ -50,6 +51,7 @@ def make_transformer(
         tokenizer: whose tokens it continues.
         action_dim: size of what a step takes, an action or a block of them; None for an action-free model.
         state: what the states of the data are; None learns none.
+        facts: on the data; a model to fine-tune keeps what they do not say.
 
     Raises:
         ConfigError, CheckpointError: a preset, model, action or state that does not fit, or a preset and a model.
@@ -57,6 +59,7 @@ def make_transformer(
     require_one_start(config.preset, config.start_from)
     layout = dataclasses.replace(tokenizer.layout, goal=config.goal)
     changes: dict[str, Any] = {"action_dim": action_dim, "trained_frames": config.segment_frames + config.goal}
+    changes["data"] = facts or DataFacts()
     if config.action_limit is not None:
         changes["action_limit"] = config.action_limit
     if config.rewards:
@@ -241,6 +244,8 @@ def _fine_tuned(
     wanted = changes["action_dim"]
     if config.action_dim is not None and wanted not in (None, config.action_dim):
         block = f" in a step of {training.step_size} frames" if training.step_size > 1 else ""
+        if config.data.step_size not in (None, training.step_size):
+            block += f" (step_size {training.step_size}; the model has step size {config.data.step_size})"
         raise ConfigError(
             f"the model {name} takes actions of size {config.action_dim}, the data have {wanted}{block}. "
             "Fine-tune a model of that size, or an action-free one."
@@ -255,6 +260,7 @@ def _fine_tuned(
     if theirs != layout:
         raise CheckpointError(f"the model {name} continues {config.layout}, but the tokenizer writes {layout}.")
     changes = {**changes, "action_dim": config.action_dim or wanted, "layout": layout}
+    changes["data"] = config.data.updated(changes["data"])
     changes["state"] = kept_state(config.state, state, training, name)
     model = VideoTransformer(TransformerConfig.checked(**{**dict(config), **changes}))
     fresh = {k: v for k, v in model.state_dict().items() if k.startswith(_ADDED)}

@@ -127,13 +127,18 @@ class VideoTransformer(nn.Module):
         return cls(TransformerConfig.checked(**{**dict(transformer_preset(name, layout)), **changes}))
 
     @classmethod
-    def from_pretrained(cls, name: str | Path) -> Self:
+    def from_pretrained(cls, name: str | Path, *, goal: bool | None = None, trained_frames: int | None = None) -> Self:
         """Load a transformer from a folder (native or official layout), a shipped model or a Hub id.
+
+        Args:
+            name: of the model.
+            goal, trained_frames: what the official layout does not say, see `hub.load`.
 
         Raises:
             CheckpointError: nothing there, or it is damaged or does not fit.
+            ConfigError: `goal` or `trained_frames` contradict what is known of the model.
         """
-        config, weights = hub.load_transformer(name)
+        config, weights = hub.load_transformer(name, goal=goal, trained_frames=trained_frames)
         transformer = built(lambda: cls(config), weights, where=f"transformer of {name}")
         return transformer.eval()
 
@@ -281,10 +286,12 @@ class VideoTransformer(nn.Module):
         """Check a segment's actions (B,T,A) and bring them to the model's device.
 
         Raises:
-            ShapeError: wrong shape or size, or a value that is not finite or out of range.
+            ShapeError: the model takes none, wrong shape or size, or a value that is not finite or out of range.
         """
+        if self.action_in is None:
+            raise ShapeError("actions were given, but this model takes none. Leave actions out, or use one that does.")
         expected = (rows, frames, self.config.action_dim)
-        if self.action_in is not None and tuple(actions.shape) != expected:
+        if tuple(actions.shape) != expected:
             raise ShapeError(
                 f"actions have shape {tuple(actions.shape)}; this model takes (B, T, A) = {expected}, one a frame."
             )

@@ -143,6 +143,16 @@ class NpzFolder:
             require_track("actions", actions, rank=2, length=len(states))
             return states, actions
 
+    def read_actions(self, index: int) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
+        """Actions (T,A), or None where no key names any, and metadata of episode `index`, without its frames."""
+        with _opened(self._paths[index]) as archive:
+            metadata = _read_metadata(archive)
+            if self.action_key is None:
+                return None, metadata
+            actions = _as_float32("actions", _read_array(archive, self.action_key, "action key"))
+            require_track("actions", actions, rank=2, length=actions.shape[0] if actions.ndim else 0)
+            return actions, metadata
+
 
 @contextmanager
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
@@ -174,13 +184,13 @@ def _is_zip(path: Path) -> bool:
 def _episode_from(
     archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None, state_key: str | None, rewards: bool
 ) -> Episode:
-    frames = _as_uint8(_read_array(archive, camera_key, "camera key"))
     actions = states = None
     if action_key is not None:
         actions = _as_float32("actions", _read_array(archive, action_key, "action key"))
     if state_key is not None:
         states = _as_float32("states", _read_array(archive, state_key, "state key"))
-    else:
+    frames = _as_uint8(_read_array(archive, camera_key, "camera key"))
+    if state_key is None:
         states = _read_optional(archive, STATE_KEY, rank=2, length=len(frames))
     return Episode(
         frames=frames,
