@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Self, TypeVar
 
 from ivideogpt.cli.console import Progress, finish, progress, report, tell
+from ivideogpt.data.processes import readable_worker_errors
 from ivideogpt.training.config import TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import CacheReport
@@ -44,8 +45,11 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():  # signals can be handled nowhere else
             if self._workers:
                 self._handle(signal.SIG_IGN)  # handed down to the parent of the workers, which starts here
-                multiprocessing.forkserver.ensure_running()
-                self._restore()
+                try:
+                    with readable_worker_errors():
+                        multiprocessing.forkserver.ensure_running()
+                finally:
+                    self._restore()
             self._handle(self._receive)
         return self
 

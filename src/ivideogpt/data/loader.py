@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ivideogpt.data.augment import NONE, AugmentSpec, augment
 from ivideogpt.data.episode import Episode
+from ivideogpt.data.processes import readable_worker_errors, require_shared_memory
 from ivideogpt.data.segment import Segment, SegmentSpec, choose_frames, cut_segment
 from ivideogpt.errors import ConfigError, EpisodeError, InputError
 
@@ -165,6 +166,7 @@ class SegmentLoader:
         return self._iterate_in_workers(start_step)
 
     def _iterate_in_workers(self, start_step: int) -> Iterator[Batch]:
+        require_shared_memory(self.workers, self.batch_size * self.spec.length * 3 * self.resolution**2)
         loader: DataLoader[Batch | InputError] = DataLoader(
             _Steps(self.batch_at),
             batch_size=None,
@@ -174,10 +176,11 @@ class SegmentLoader:
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # its own, so that the global random stream stays as it was
         )
-        for batch in loader:
-            if isinstance(batch, InputError):
-                raise batch
-            yield batch
+        with readable_worker_errors():
+            for batch in loader:
+                if isinstance(batch, InputError):
+                    raise batch
+                yield batch
 
     def _segment(self, step: int, row: int) -> Segment:
         rng = np.random.default_rng((self.seed, step, row))
