@@ -17,6 +17,7 @@ import ivideogpt
 FLOORS = (
     ("errors",),
     ("files", "devices", "weights"),
+    ("locks",),
     ("sequence",),
     ("data",),
     ("config",),

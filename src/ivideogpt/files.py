@@ -14,6 +14,7 @@ from ivideogpt.errors import InputError, OutputError
 
 # Names that nobody else gives: what is being written, and what was there before and is about to be replaced.
 _WRITING, _REPLACED = ".writing-", ".replaced-"
+_LOCK = ".lock"  # what is left of a claim (`locks.py`) is nothing that anybody would miss
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -119,7 +120,8 @@ def require_free_output(folder: Path, *, overwrite: bool, cure: str = "--overwri
     """
     if look_at(folder, OutputError).is_file():
         raise OutputError(f"output folder {folder} is a file. Choose another folder.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+    held = folder.iterdir() if folder.is_dir() else ()
+    if not overwrite and any(entry.name != _LOCK for entry in held):
         raise OutputError(f"output folder {folder} exists and is not empty. Choose another folder, or pass {cure}.")
 
 

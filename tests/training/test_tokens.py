@@ -111,10 +111,10 @@ def test_the_cache_file_holds_the_first_segments_of_the_stream(
     tmp_path: Path, frames: CountedLoader, tokenized: TokenizedBatches
 ) -> None:
     file = tmp_path / "run" / "tokens" / "segments.safetensors"
-    assert read_cache(file) is None
-    assert list(fill_cache(tokenized, 7, file)) == [3, 6, 7]
+    assert read_cache(file, "this") is None
+    assert list(fill_cache(tokenized, 7, file, "this")) == [3, 6, 7]
     assert frames.made == 3
-    cached = read_cache(file)
+    cached = read_cache(file, "this")
     assert cached is not None
     made = [tokenized.batch_at(step) for step in range(3)]
     for name in PARTS:
@@ -129,8 +129,8 @@ def test_plain_video_is_cached_without_actions(tmp_path: Path, tokenized: Tokeni
             return (TokenBatch(batch.tokens, batch.mask) for batch in super().iterate(start_step))
 
     silent = Silent(tokenized.batches, tokenized.tokenizer, CPU, bf16=False)
-    list(fill_cache(silent, 2, tmp_path / "segments.safetensors"))
-    cached = read_cache(tmp_path / "segments.safetensors")
+    list(fill_cache(silent, 2, tmp_path / "segments.safetensors", "this"))
+    cached = read_cache(tmp_path / "segments.safetensors", "this")
     assert cached is not None and cached.actions is None and cached.rewards is None
     batch = CachedTokens(cached, 2, seed=0).batch_at(0)
     assert batch.actions is None and batch.states is None
@@ -140,13 +140,14 @@ def test_plain_video_is_cached_without_actions(tmp_path: Path, tokenized: Tokeni
 def test_a_cache_that_is_not_whole_is_none(tmp_path: Path, tokenized: TokenizedBatches, damage: str) -> None:
     file = tmp_path / "segments.safetensors"
     if damage == "interrupted":
-        next(fill_cache(tokenized, 7, file))
+        next(fill_cache(tokenized, 7, file, "this"))
     else:
-        list(fill_cache(tokenized, 7, file))
+        list(fill_cache(tokenized, 7, file, "this"))
         file.write_bytes(file.read_bytes()[:-8] if damage == "truncated" else b"")
-    assert read_cache(file) is None
-    list(fill_cache(tokenized, 7, file))
-    assert read_cache(file) is not None
+    assert read_cache(file, "this") is None
+    list(fill_cache(tokenized, 7, file, "this"))
+    assert read_cache(file, "this") is not None
+    assert read_cache(file, "something else") is None
 
 
 def test_a_training_keeps_its_cache_and_redoes_a_broken_one(

@@ -286,6 +286,7 @@ def test_resuming_is_bit_exact(
     whole = list(train_transformer(transformer_settings(out=tmp_path / "whole", **changes)))
     stopped = train_transformer(transformer_settings(**changes))
     list(islice(stopped, 3 + len(whole) - 6))  # the cache's reports come first
+    stopped.close()  # type: ignore[attr-defined]
     rest = list(train_transformer(transformer_settings(resume=True, **changes)))
     for one, other in zip(rest, whole[-3:], strict=True):
         assert isinstance(one, StepReport) and isinstance(other, StepReport)

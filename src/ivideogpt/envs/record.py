@@ -13,6 +13,7 @@ from ivideogpt.envs.pusht import FRAME_RATE, PushT, world_to_action
 from ivideogpt.envs.pusht_behaviours import BEHAVIOURS, MIXTURES, checked_mixture, draw_behaviour
 from ivideogpt.errors import EpisodeError, InputError, unknown_name
 from ivideogpt.files import require_free_output
+from ivideogpt.locks import Claim
 
 TRAINING_SEEDS = range(100_000)
 EVALUATION_SEEDS_FROM = 900_000
@@ -66,6 +67,7 @@ def record_episodes(
     _check_length(length)
     out = Path(out)
     require_free_output(out, overwrite=overwrite or resume, cure="--overwrite or --resume")
+    claim = Claim(out, shared=resume)  # several may record what is missing
     if overwrite and not resume:
         for old in out.glob("episode_*.npz"):
             old.unlink()
@@ -75,6 +77,7 @@ def record_episodes(
             write_episode(path, pusht_episode(seed + done, length, environment, shares))
         if progress is not None:
             progress(done + 1, episodes)
+    claim.release()
     return paths
 
 

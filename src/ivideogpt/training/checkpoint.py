@@ -29,8 +29,8 @@ _WRITTEN = (
 
 # What may differ between a run and its continuation: nothing that changes a weight.
 _FREE_TO_CHANGE = {
-    "out", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every", "keep",
-    "max_minutes", "resume", "overwrite",
+    "out", "data", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every",
+    "keep", "max_minutes", "resume", "overwrite",
 }  # fmt: skip
 
 

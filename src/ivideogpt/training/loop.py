@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from ivideogpt import hub
 from ivideogpt.errors import ConfigError, InputError
 from ivideogpt.files import require_free_output
+from ivideogpt.locks import Claim
 from ivideogpt.training import checkpoint
 from ivideogpt.training.config import TrainingConfig
+from ivideogpt.training.episodes import Named, require_same_episodes, save_episodes
 from ivideogpt.training.log import RunLog
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
 from ivideogpt.weights import load_weights
@@ -122,21 +124,36 @@ class StepReport:
     """The learner's own figures since the last log entry, at the steps that log."""
 
 
-def prepare_run(config: TrainingConfig) -> None:
+def prepare_run(config: TrainingConfig, episodes: Named | None = None) -> Claim:
     """Claim the run folder: refuse one that holds something, clear it if asked to, or check it can be continued.
 
+    Args:
+        config: see `TrainingConfig`.
+        episodes: what it learns from; None compares and writes nothing of it.
+
+    Returns:
+        The claim, to be kept until the training ends.
+
     Raises:
-        OutputError, CheckpointError, ConfigError: as the message says.
+        OutputError, CheckpointError, ConfigError: as the message says; another process may be training there.
     """
     if config.resume:
         checkpoint.require_same_config(config.out, config)
+        claim = Claim(config.out)
+        if episodes is not None:
+            require_same_episodes(config.out, episodes)
         checkpoint.mend_run(config.out)
-        return
+        return claim
     require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")
     if config.overwrite:
         _require_not_inside(config)
+    claim = Claim(config.out)
+    if config.overwrite:
         checkpoint.clear_run(config.out)
+    if episodes is not None:
+        save_episodes(config.out, episodes)
     checkpoint.save_config(config.out, config)
+    return claim
 
 
 def train(

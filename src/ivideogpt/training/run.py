@@ -21,10 +21,11 @@ from ivideogpt.devices import choose_device, choose_precision
 from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
+from ivideogpt.training.episodes import named_episodes
 from ivideogpt.training.loop import Batches, StepReport, never, prepare_run, stop_in_time, train
 from ivideogpt.training.states import require_same_states, state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
-from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, read_cache
+from ivideogpt.training.tokens import CachedTokens, TokenBatch, TokenizedBatches, fill_cache, fingerprint, read_cache
 from ivideogpt.training.transformer import TransformerLearner, make_transformer
 from ivideogpt.training.transitions import transitions_of
 from ivideogpt.transformer import VideoTransformer
@@ -72,8 +73,8 @@ def train_tokenizer(config: TokenizerTrainingConfig, stop: Callable[[], bool] = 
     )
     training, validation = open_batches(config, episodes, spec, model.config.resolution)
     learner = TokenizerLearner(model, config, device, choose_precision(config.precision, device) == "bf16")
-    prepare_run(config)
-    return train(learner, training, validation, config, device, stop)
+    claim = prepare_run(config, named_episodes(*episodes))
+    return claim.during(train(learner, training, validation, config, device, stop))
 
 
 def train_transformer(
@@ -110,8 +111,10 @@ def train_transformer(
         tracks = (episodes.source.read_tracks(index) for index in episodes.training)
         transitions = transitions_of(tracks, config.step_size)
     learner = TransformerLearner(model, tokenizer, config, device, bf16, transitions)
-    prepare_run(config)
-    return _train_on_tokens(learner, training, validation, config, device, bf16, stop)
+    named = named_episodes(*episodes)
+    claim = prepare_run(config, named)
+    made_of = fingerprint(learner.tokenizer_checksum, named, spec, config)
+    return claim.during(_train_on_tokens(learner, training, validation, config, device, bf16, made_of, stop))
 
 
 def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
@@ -178,6 +181,7 @@ def _train_on_tokens(
     config: TransformerTrainingConfig,
     device: torch.device,
     bf16: bool,
+    made_of: str,
     stop: Callable[[], bool],
 ) -> Iterator[StepReport | CacheReport]:
     tokenized = TokenizedBatches(training, learner.tokenizer, device, bf16)
@@ -185,13 +189,13 @@ def _train_on_tokens(
     batches: Batches[TokenBatch] = tokenized
     if config.cache_tokens:
         file = config.out / "tokens" / "segments.safetensors"
-        cached = read_cache(file)
+        cached = read_cache(file, made_of)
         if cached is None:
-            for segments in fill_cache(tokenized, config.cache_tokens, file):
+            for segments in fill_cache(tokenized, config.cache_tokens, file, made_of):
                 yield CacheReport(segments)
                 if segments < config.cache_tokens and stop():
                     return
-            cached = read_cache(file)
+            cached = read_cache(file, made_of)
         assert cached is not None, "the cache was just filled"
         batches = CachedTokens(cached, config.batch_size, config.seed)
     yield from train(learner, batches, held_out, config, device, stop)

@@ -6,6 +6,7 @@ Shapes: B segments, T sequence frames, L tokens, A action size, S state size, N 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from ivideogpt import hub
 from ivideogpt.data.loader import Batch
+from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.files import write_atomically
 from ivideogpt.tokenizer import CompressiveTokenizer
+from ivideogpt.training.config import TransformerTrainingConfig
 from ivideogpt.training.loop import Batches
 
 
@@ -47,6 +50,8 @@ class TokenBatch:
         optional = [None if part is None else change(part) for part in (self.actions, self.rewards, self.states)]
         return TokenBatch(change(self.tokens), change(self.mask), *optional)
 
+
+_MADE_OF = "made_of"
 
 _COLUMNS = tuple(field.name for field in dataclasses.fields(TokenBatch))
 
@@ -109,8 +114,15 @@ class CachedTokens:
         return self._order[1]
 
 
-def fill_cache(batches: TokenizedBatches, segments: int, file: Path) -> Iterator[int]:
-    """Tokenize the first `segments` segments of a stream and write them to `file`; yields how many are done."""
+def fingerprint(tokenizer_checksum: int, episodes: object, spec: SegmentSpec, config: TransformerTrainingConfig) -> str:
+    """Of everything that decides which segments a cache holds."""
+    parts = (tokenizer_checksum, episodes, spec, config.seed, config.augment, config.cache_tokens, config.batch_size)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def fill_cache(batches: TokenizedBatches, segments: int, file: Path, made_of: str) -> Iterator[int]:
+    """Tokenize the first `segments` segments of a stream and write them to `file`, with the fingerprint `made_of`;
+    yields how many are done."""
     made: list[TokenBatch] = []
     done = 0
     for batch in batches.iterate():
@@ -125,13 +137,20 @@ def fill_cache(batches: TokenizedBatches, segments: int, file: Path) -> Iterator
         if parts:
             columns[name] = torch.cat(parts)[:segments].contiguous()
     columns["tokens"] = columns["tokens"].int()
+    columns[_MADE_OF] = _as_bytes(made_of)
     write_atomically(file, lambda path: hub.write_tensors(path, columns))
 
 
-def read_cache(file: Path) -> TokenBatch | None:
-    """The segments that `fill_cache` wrote; None where there is no whole file."""
+def read_cache(file: Path, made_of: str) -> TokenBatch | None:
+    """The segments that `fill_cache` wrote; None where there is no whole file, or it was made of something else."""
     try:
         columns = load_file(file)
     except (OSError, SafetensorError):
         return None
+    if not torch.equal(columns.pop(_MADE_OF, torch.empty(0)), _as_bytes(made_of)):
+        return None
     return TokenBatch(**columns)
+
+
+def _as_bytes(text: str) -> Tensor:
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)

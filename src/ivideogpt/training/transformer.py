@@ -95,7 +95,8 @@ class TransformerLearner:
         self.config, self.device, self.bf16 = config, device, bf16
         self.sampling = SamplingConfig(temperature=config.temperature, top_k=config.top_k)
         self._accuracy = torch.zeros(2, device=device)  # tokens predicted right, tokens predicted
-        self._tokenizer_checksum = torch.tensor(_checksum(self.tokenizer))
+        self.tokenizer_checksum = _checksum(self.tokenizer)
+        """CRC-32 of the tokenizer's weights."""
 
     def losses(self, batch: TokenBatch, step: int) -> dict[str, Tensor]:
         """Named losses of a batch of token segments."""
@@ -159,7 +160,7 @@ class TransformerLearner:
 
     def state(self) -> dict[str, Tensor]:
         """Counts of the running accuracy, and which tokenizer the tokens come from."""
-        return {"accuracy": self._accuracy, "tokenizer": self._tokenizer_checksum}
+        return {"accuracy": self._accuracy, "tokenizer": torch.tensor(self.tokenizer_checksum)}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `state`.
@@ -167,7 +168,7 @@ class TransformerLearner:
         Raises:
             CheckpointError: the tokenizer is not the one that the run began with.
         """
-        if not torch.equal(tensors["tokenizer"], self._tokenizer_checksum):
+        if int(tensors["tokenizer"]) != self.tokenizer_checksum:
             raise CheckpointError(
                 f"the tokenizer {self.config.tokenizer_name} has changed since this run began; the transformer learnt "
                 "the tokens of the old one. Bring that back, or start a new run."
