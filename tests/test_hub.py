@@ -314,9 +314,9 @@ def test_overwriting_replaces_the_whole_model(model: WorldModel, saved: Path) ->
 
 
 def test_overwriting_never_costs_other_files(model: WorldModel, saved: Path) -> None:
-    (saved / "notes.txt").write_text("mine")
+    (saved / "mine").mkdir()
     before = contents(saved)
-    with pytest.raises(OutputError, match=r"holds more than a model \(notes.txt\), which would be lost"):
+    with pytest.raises(OutputError, match=r"holds more than a model \(mine\), which would be lost"):
         model.save_pretrained(saved, overwrite=True)
     assert contents(saved) == before
 
@@ -382,3 +382,19 @@ def test_safetensors_failures_are_those_of_files(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
     assert failure.value.errno == errno.EFBIG
+
+
+def test_notes_beside_a_model_are_kept(model: WorldModel, saved: Path) -> None:
+    for name in ("README.md", ".DS_Store", "notes.txt"):
+        (saved / name).write_text(f"about {name}")
+    model.save_pretrained(saved, overwrite=True)
+    assert (saved / "README.md").read_text() == "about README.md" and (saved / ".DS_Store").exists()
+    (saved / "pictures").mkdir()
+    with pytest.raises(OutputError, match=r"holds more than a model \(pictures\), which would be lost"):
+        model.save_pretrained(saved, overwrite=True)
+
+
+def test_a_run_stands_for_its_model(model: WorldModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "run" / "model")
+    assert hub.resolve(tmp_path / "run") == tmp_path / "run" / "model"
+    assert WorldModel.from_pretrained(tmp_path / "run").transformer.config == model.transformer.config

@@ -134,7 +134,7 @@ def readable_write_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(
                 f"the disk is full: {path} could not be written, and what was there before is unchanged. "
-                "Free some space, then run the same command again."
+                "Free some space, then run the same command again, a training or a recording with --resume."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise OutputError(f"no permission to write {path}. Choose a folder that you may write to.") from error

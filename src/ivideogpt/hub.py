@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,9 +31,14 @@ from ivideogpt.published import Told, known_of
 from ivideogpt.weights import Weights, plain_names, unshared
 
 FORMAT, VERSION = "ivideogpt", 1
+RUN_MODEL = "model"
+"""The folder in a training run that holds its model."""
 CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE = "config.json", "tokenizer.safetensors", "transformer.safetensors"
 
 Layout = Literal["native", "official"]
+
+_PARTS = {CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, "tokenizer", "transformer"}
+_LARGEST_NOTE = 10_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -51,14 +57,16 @@ def shipped_models() -> list[str]:
 
 
 def resolve(name: str | Path) -> Path:
-    """Folder of a model: a local folder, else a shipped model, else a Hub id (`owner/name`), which is downloaded.
+    """Folder of a model: a local folder, or the `model/` in that of a training run; else a shipped model; else a Hub id
+    (`owner/name`), which is downloaded.
 
     Raises:
         CheckpointError: no such model, or the Hub cannot be reached.
     """
     path = look_at(name, CheckpointError)
     if path.is_dir():
-        return path
+        run = not _is_model(path) and _is_model(path / RUN_MODEL)
+        return path / RUN_MODEL if run else path
     if path.is_file():
         raise CheckpointError(f"model {str(name)!r} is a file. Give the folder that holds {CONFIG_FILE}.")
     shipped = shipped_models()
@@ -69,6 +77,10 @@ def resolve(name: str | Path) -> Path:
         return _download(str(name))
     hint = unknown_name("model", str(name), shipped)
     raise CheckpointError(f"{hint} Or give a folder (none at {path.absolute()}) or a Hub id 'owner/name'.")
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or (folder / official.TOKENIZER_CONFIG).is_file()
 
 
 def load(name: str | Path, *, goal: bool | None = None, trained_frames: int | None = None) -> Checkpoint:
@@ -152,14 +164,22 @@ def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native
     require_free_output(folder, overwrite=overwrite, cure="overwrite=True")
     _require_only_a_model(folder)
     with folder_written_atomically(folder) as temporary:
+        for note in _notes(folder):
+            shutil.copy2(note, temporary / note.name)
         (_write_native if layout == "native" else _write_official)(temporary, checkpoint)
     return folder
 
 
+def _notes(folder: Path) -> list[Path]:
+    """Files that somebody keeps beside a model: its card, notes, what a file browser leaves."""
+    found = [path for path in folder.iterdir() if path.name not in _PARTS] if _is_model(folder) else []
+    return [path for path in found if path.is_file() and path.stat().st_size <= _LARGEST_NOTE]
+
+
 def _require_only_a_model(folder: Path) -> None:
-    """The whole folder is about to be replaced, so it may hold nothing that a model does not consist of."""
-    parts = {CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, "tokenizer", "transformer"}
-    strange = sorted(path.name for path in folder.iterdir() if path.name not in parts) if folder.is_dir() else []
+    """The whole folder is about to be replaced, so it may hold nothing but a model and notes on it."""
+    kept = {*_PARTS, *(path.name for path in _notes(folder))}
+    strange = sorted(path.name for path in folder.iterdir() if path.name not in kept) if folder.is_dir() else []
     if strange:
         raise OutputError(
             f"output folder {folder} holds more than a model ({_first_few(strange)}), which would be lost. "

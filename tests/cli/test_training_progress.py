@@ -66,7 +66,7 @@ def test_a_signal_ends_after_its_step(
     said = capfd.readouterr()
     assert "the same signal once more ends at once" in said.err
     assert f"stopped by {number.name} after step 2 of 4" in said.err
-    assert "with --resume" in said.out and "ivideogpt predict" not in said.out
+    assert "--resume --out" in said.out and "ivideogpt predict" not in said.out
     assert str(config.out / "model") not in said.out  # nothing was written by this training
 
 
@@ -103,7 +103,9 @@ def test_out_of_time(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     figures = json.loads(said.out)
     assert (figures["stopped_at"], figures["stopped_by"]) == (1, "max_minutes")
     assert "stopped by max_minutes after step 1 of 4; all that was learned is saved" in said.err
-    assert f"wrote  model        {out}/model" in said.err and "the same command with --resume" in said.err
+    assert (
+        f"wrote  model        {out}/model" in said.err and f"ivideogpt train tokenizer --resume --out {out}" in said.err
+    )
     assert train("tokenizer", data, out, "--max-minutes", "99", "--resume") == 0
     said = capsys.readouterr()
     assert "steps_trained_now      3" in said.out and "stopped" not in said.out + said.err

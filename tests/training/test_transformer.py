@@ -237,7 +237,8 @@ def test_fine_tuning_needs_the_same_tokens(
 def test_the_tokenizer_that_is_used(transformer_settings: Settings) -> None:
     assert transformer_settings(tokenizer="mine", start_from="theirs").tokenizer_name == "mine"
     assert transformer_settings(tokenizer=None, start_from="theirs").tokenizer_name == "theirs"
-    assert transformer_settings(tokenizer=None).tokenizer_name == "pusht-64"
+    with pytest.raises(ConfigError, match=r"no tokenizer is named: .* or take that of a model: pusht-64"):
+        assert transformer_settings(tokenizer=None).tokenizer_name
 
 
 def test_fine_tuning_a_world_model_needs_no_word_on_its_tokenizer(

@@ -96,6 +96,10 @@ def _run(name: str, words: list[str]) -> int:
     command = importlib.import_module(f"ivideogpt.cli.{name.replace(' ', '_')}")
     usual, warnings.formatwarning = warnings.formatwarning, _worded
     try:
+        if name.startswith("train "):
+            from ivideogpt.cli.resume import with_settings_of_run
+
+            words = with_settings_of_run(command.Options, words)
         command.run(parse_options(command.Options, prog=f"ivideogpt {name}", words=words))
     finally:
         warnings.formatwarning = usual

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 
-from ivideogpt.cli.console import tell
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
 from ivideogpt.training.config import TokenizerTrainingConfig
@@ -25,21 +24,25 @@ def run(options: Options) -> None:
     from ivideogpt.training.run import train_tokenizer
 
     config = TokenizerTrainingConfig(**options.model_dump(exclude={"as_json"}))
-    if config.vgg16_weights is None:
-        weights = config.loss_weights
-        tell(
-            "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
-            f"In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a rare "
-            f"colour up to {weights.rarity:g} more (--rarity-weight), the squared error counts {weights.mse:g} "
-            f"times (--mse-weight), and patches without change are drawn to one code with weight {weights.rest:g} "
-            "(--rest-weight)."
-        )
-    figures = show_training("training the tokenizer", train_tokenizer, config)
-    next_step = (
-        f"ivideogpt train transformer --data {config.data} --tokenizer {config.out}/model --out runs/transformer"
-        f"{_states(config)}"
-    )
+    figures = show_training("training the tokenizer", train_tokenizer, config, _notice(config))
+    words = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
+    words += ["--out", str(config.out.with_name("transformer")), "--steps", str(config.steps)]
+    next_step = shlex.join([*words, "--batch-size", str(config.batch_size)]) + _states(config)
     finish_training(figures, config, next_step, options.as_json)
+
+
+def _notice(config: TokenizerTrainingConfig) -> str:
+    """What stands in for the perceptual loss, where there is none."""
+    if config.vgg16_weights is not None:
+        return ""
+    weights = config.loss_weights
+    return (
+        "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
+        f"In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a rare "
+        f"colour up to {weights.rarity:g} more (--rarity-weight), the squared error counts {weights.mse:g} "
+        f"times (--mse-weight), and patches without change are drawn to one code with weight {weights.rest:g} "
+        "(--rest-weight)."
+    )
 
 
 def _states(config: TokenizerTrainingConfig) -> str:

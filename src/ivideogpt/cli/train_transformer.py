@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
 from ivideogpt.training.config import TransformerTrainingConfig
@@ -20,9 +22,14 @@ class Options(TransformerTrainingConfig):
 
 def run(options: Options) -> None:
     """Train, showing progress."""
+    from ivideogpt.training.episodes import held_out_episodes
     from ivideogpt.training.run import train_transformer
 
     config = TransformerTrainingConfig(**options.model_dump(exclude={"as_json"}))
     figures = show_training("training the transformer", train_transformer, config)
-    next_step = f"ivideogpt predict --model {config.out}/model --episode pusht:900000"
+    words = ["ivideogpt", "predict", "--model", str(config.out)]
+    held_out = held_out_episodes(config.out)
+    if held_out:
+        words += ["--episode", str(config.data / held_out[0])]
+    next_step = shlex.join(words)
     finish_training(figures, config, next_step, options.as_json)

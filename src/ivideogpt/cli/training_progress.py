@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.forkserver
 import os
+import shlex
 import signal
 import threading
 import time
@@ -72,7 +73,7 @@ class StopSignals:
 
 
 def show_training(
-    title: str, train: Callable[[AnyConfig, Callable[[], bool]], Reports], config: AnyConfig
+    title: str, train: Callable[[AnyConfig, Callable[[], bool]], Reports], config: AnyConfig, notice: str = ""
 ) -> dict[str, Any]:
     """Train, showing losses, rate, time left and validation figures; return the last figures.
 
@@ -81,7 +82,10 @@ def show_training(
     """
     start = time.monotonic()
     with StopSignals(config.workers) as stop:
-        figures = _show(title, train(config, stop), config, start)
+        reports = train(config, stop)
+        if notice:  # not before everything has been found good
+            tell(notice)
+        figures = _show(title, reports, config, start)
     if "stopped_at" in figures:
         figures["stopped_by"] = "max_minutes" if stop.received is None else stop.received.name
     return figures
@@ -94,11 +98,12 @@ def finish_training(figures: dict[str, Any], config: TrainingConfig, next_step: 
         SystemExit: a signal ended the training early; with the code that stands for that signal.
     """
     report(figures, as_json)
-    next_steps = [next_step, f"tensorboard --logdir {config.out}/tensorboard"]
+    next_steps = [next_step, f"tensorboard --logdir {shlex.quote(str(config.out / 'tensorboard'))}"]
     stopped_by = str(figures.get("stopped_by", ""))
     if stopped_by:
         tell(_stopped(figures))
-        next_steps[0] = "the same command with --resume, and without --overwrite"
+        kind = "transformer" if isinstance(config, TransformerTrainingConfig) else "tokenizer"
+        next_steps[0] = f"ivideogpt train {kind} --resume --out {shlex.quote(str(config.out))}"
     wrote = [
         ("model", config.out / "model"),
         ("checkpoints", config.out / "checkpoints"),

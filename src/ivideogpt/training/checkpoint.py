@@ -58,11 +58,18 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
         for name, value in new.items()
         if name not in _FREE_TO_CHANGE and old[name] != value
     ]
+    longer = new["steps"] > old["steps"] and new["schedule"] == "constant"
+    if longer:
+        differing = [text for text in differing if not text.startswith("steps was ")]
     if differing:
+        why = " A cosine has come to zero by its last step." if new["schedule"] != "constant" else ""
         raise ConfigError(
-            f"the run in {run} was started with other settings: {'; '.join(differing)}. "
-            "Resume with the old ones, or start a new run in another folder."
+            f"the run in {run} was started with other settings: {'; '.join(differing)}. Resume with the old ones, or "
+            f"start a new run in another folder (--start-from {run} takes the model along)."
+            + (why if old["steps"] != new["steps"] else "")
         )
+    if longer:
+        save_config(run, config)
 
 
 def mend_run(run: Path) -> None:

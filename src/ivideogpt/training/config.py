@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ivideogpt import hub
 from ivideogpt.config import Config, LossWeights
 from ivideogpt.errors import ConfigError
 
@@ -196,8 +197,7 @@ class TransformerTrainingConfig(TrainingConfig):
     of_states = (*TrainingConfig.of_states, "state_noise", "state_transitions")
 
     tokenizer: str | None = None
-    """Tokenizer to use: a training run's `model/` folder, a shipped model or a Hub id. Left out: that of `start_from`,
-    else that of pusht-64."""
+    """Tokenizer to use: a training run, a model folder, a shipped model or a Hub id. Left out: that of `start_from`."""
     preset: str | None = None
     """Transformer preset: nano, which is the default, small, medium. Not together with `start_from`."""
     start_from: str | None = None
@@ -241,8 +241,19 @@ class TransformerTrainingConfig(TrainingConfig):
 
     @property
     def tokenizer_name(self) -> str:
-        """`tokenizer`, decided where it was left out."""
-        return self.tokenizer or self.start_from or "pusht-64"
+        """`tokenizer`, or that of `start_from`.
+
+        Raises:
+            ConfigError: neither was given.
+        """
+        name = self.tokenizer or self.start_from
+        if name is None:
+            raise ConfigError(
+                "no tokenizer is named: a transformer learns the tokens of one. Train one on these episodes first "
+                "(ivideogpt train tokenizer) and pass its run with --tokenizer, or take that of a model: "
+                f"{', '.join(hub.shipped_models())}."
+            )
+        return name
 
     @model_validator(mode="after")
     def _check_transformer(self) -> TransformerTrainingConfig:

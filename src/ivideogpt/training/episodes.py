@@ -26,6 +26,15 @@ def save_episodes(run: Path, episodes: Named) -> None:
     write_text_atomically(run / EPISODES_FILE, json.dumps(episodes, indent=1) + "\n")
 
 
+def held_out_episodes(run: Path) -> list[str]:
+    """Names of the episode files that a run does not learn from; none where it did not write them down."""
+    try:
+        named: Named = json.loads((run / EPISODES_FILE).read_text())
+    except (OSError, ValueError):
+        return []
+    return list(named["held_out"])
+
+
 def require_same_episodes(run: Path, episodes: Named) -> None:
     """Refuse to continue a run on other data; one that did not write down its data is continued.
 
