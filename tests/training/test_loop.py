@@ -146,6 +146,7 @@ def test_the_run_folder(tmp_path: Path) -> None:
     assert learner.graph_at_picture is False
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     scalars = {"square", "absolute", "loss", "answer", "learning_rate"}
+    scalars = [*scalars, "gradient_norm", "steps_per_second"]
     assert set(events.Tags()["scalars"]) == {*(f"train/{name}" for name in scalars), "validation/error"}
     assert events.Tags()["images"] == ["validation/picture"]
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ivideogpt import CompressiveTokenizer, hub
+from ivideogpt.data.sources.npz import read_episode, write_episode
 from ivideogpt.errors import ConfigError
 from ivideogpt.training.loop import StepReport
 from ivideogpt.training.run import CacheReport, train_tokenizer, train_transformer
@@ -74,3 +79,37 @@ def test_tokens_are_kept_only_when_all_are_there(tmp_path: Path, start: Callable
 def test_a_limit_is_a_time(tokenizer_settings: Settings) -> None:
     with pytest.raises((ConfigError, ValueError), match="max_minutes"):
         tokenizer_settings(max_minutes=0)
+
+
+@pytest.mark.parametrize(("scale", "warns"), [(1.0, False), (3.0, True)])
+def test_actions_beyond_the_usual_range_are_spoken_of(
+    transformer_settings: Settings, make_episodes: MakeEpisodes, make_tokenizer: Any, scale: float, warns: bool
+) -> None:
+    data = make_episodes()
+    for path in data.iterdir():
+        episode = read_episode(path)
+        assert episode.actions is not None
+        write_episode(path, dataclasses.replace(episode, actions=episode.actions * scale))
+    config = transformer_settings(steps=1)
+    tokenizer: CompressiveTokenizer = make_tokenizer()
+    hub.save(config.tokenizer, hub.Checkpoint(tokenizer=(tokenizer.config, dict(tokenizer.state_dict()))))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        list(train_transformer(config))
+    spoken = [str(warning.message) for warning in said if "actions leave" in str(warning.message)]
+    assert len(spoken) == warns
+    if warns:
+        assert re.match(r"actions leave \[-1, 1\]: number 0 from -\d.* to \d.*, mean .*; number 1 .*scale", spoken[0])
+
+
+def test_a_run_writes_down_how_it_goes(
+    tmp_path: Path, tokenizer_settings: Settings, make_episodes: MakeEpisodes
+) -> None:
+    """Gradient norms, steps a second and its settings; often enough, where nothing is said of it."""
+    make_episodes()
+    list(train_tokenizer(tokenizer_settings(steps=4, log_every=None)))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("gradient_norm", "steps_per_second"):
+        entries = events.Scalars(f"train/{name}")
+        assert [entry.step for entry in entries] == [1, 2, 3, 4] and all(entry.value > 0 for entry in entries)
+    assert "settings/text_summary" in events.Tags()["tensors"]

@@ -52,7 +52,7 @@ class TrainingConfig(Config):
     camera_key: str = "image"
     """Name of the frames inside an episode file."""
     action_key: str = "action"
-    """Name of the actions inside an episode file."""
+    """Name of the actions inside an episode file; row j is taken at frame j, on the way to frame j + 1."""
     states: bool = False
     """Learn the episodes' states, too: poses of objects, joint angles, any numbers recorded beside every frame."""
     state_key: str = "state"
@@ -74,8 +74,8 @@ class TrainingConfig(Config):
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """bf16 runs matrix products and convolutions in bfloat16; auto does so where the hardware has it."""
-    log_every: int = Field(50, ge=1)
-    """Steps between two log entries."""
+    log_every: int | None = Field(None, ge=1)
+    """Steps between two log entries. Left out: 50, or a twentieth of the steps if that is less."""
     validate_every: int = Field(500, ge=1)
     """Steps between two validations on held-out episodes, with sample pictures."""
     validation_batches: int = Field(4, ge=1)

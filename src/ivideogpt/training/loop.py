@@ -187,14 +187,14 @@ def train(
         return
     stream = batches.iterate(start * config.accumulate)
     held_out = [validation.batch_at(i).to(device) for i in range(config.validation_batches)]
-    with closing(RunLog(config.out, start)) as log:
+    with closing(RunLog(config.out, start, config.model_dump_json(indent=2))) as log:
         for step in range(start, config.steps):
-            losses = _optimizer_step(learner, optimizer, stream, step, config, device)
+            losses, norm = _optimizer_step(learner, optimizer, stream, step, config, device)
             average.update(learner.model, step)
             done = step + 1
-            log.add(losses)
+            log.add({**losses, "gradient_norm": norm})
             metrics: dict[str, float] = {}
-            if _due(done, config.log_every, config.steps):
+            if _due(done, config.log_every or max(1, min(50, config.steps // 20)), config.steps):
                 metrics = learner.metrics()
                 log.write(done, {**metrics, "learning_rate": learning_rate(step, config)})
             figures: dict[str, float] = {}
@@ -217,7 +217,8 @@ def _optimizer_step(
     step: int,
     config: TrainingConfig,
     device: torch.device,
-) -> dict[str, float]:
+) -> tuple[dict[str, float], float]:
+    """Named losses, and the norm of the gradient before it was clipped."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.zero_grad(set_to_none=True)
@@ -232,11 +233,11 @@ def _optimizer_step(
             loss.backward()
             for name, value in {**losses, "loss": loss.detach() * config.accumulate}.items():
                 total[name] = total.get(name, 0.0) + float(value.detach()) / config.accumulate
-        norm = nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip)
-        _require_finite({"loss": total["loss"], "gradient": float(norm)}, step + 1, config)
+        norm = float(nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip))
+        _require_finite({"loss": total["loss"], "gradient": norm}, step + 1, config)
         optimizer.step()
         learner.after_step(step)
-    return total
+    return total, norm
 
 
 def _require_finite(figures: Mapping[str, float], step: int, config: TrainingConfig) -> None:

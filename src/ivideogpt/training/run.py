@@ -5,6 +5,7 @@ Nothing is written, and a run folder is not touched, before the data and the mod
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,7 +105,9 @@ def train_transformer(
     state = state_config(config, episodes.source, episodes.training, known=tokenizer.config.state)
     require_same_states(config, tokenizer.config.state, state)
     action_dim = _action_size(first) if config.actions else None
-    model = make_transformer(config, tokenizer, action_dim, state, _facts(config, episodes))
+    facts = _facts(config, episodes)
+    _say_what_actions_are(facts)
+    model = make_transformer(config, tokenizer, action_dim, state, facts)
     _require_room(model, spec.length)
     transitions = None
     if state is not None:
@@ -210,6 +213,21 @@ def _facts(config: TransformerTrainingConfig, episodes: Episodes) -> DataFacts:
         state_key=config.state_key if config.states else None,
         **facts_of(episodes.source, episodes.training),
     )
+
+
+def _say_what_actions_are(facts: DataFacts) -> None:
+    """Warn where actions leave the range that they are expected in."""
+    beyond = [
+        f"number {i} from {low:.3g} to {high:.3g}, mean {mean:.3g}"
+        for i, (low, high, mean) in enumerate(zip(facts.action_min, facts.action_max, facts.action_mean, strict=True))
+        if low < -1 or high > 1
+    ]
+    if beyond:
+        warnings.warn(
+            f"actions leave [-1, 1]: {'; '.join(beyond)}. A model learns best from actions of about that size: scale "
+            "them where you record them.",
+            stacklevel=2,
+        )
 
 
 def _require_room(model: VideoTransformer, frames: int) -> None:

@@ -211,17 +211,18 @@ class TokenizerLearner:
         t = self.model.config.context_frames
         shown = None if features is None else ShownStates(features[:, t:])
         output = self.model(frames, shown)
-        future = output.future.float().clamp(0, 1)
+        future, real = output.future.float().clamp(0, 1), batch.mask[:, t:]
         scores = {
-            "psnr_context": _psnr(output.context.float().clamp(0, 1), frames[:, :t]),
-            "psnr_future": _psnr(future, frames[:, t:]),
-            "l1_future": float((future - frames[:, t:]).abs().mean()),
+            "psnr_context": _psnr(output.context.float().clamp(0, 1), frames[:, :t], batch.mask[:, :t]),
+            "psnr_future": _psnr(future, frames[:, t:], real),
+            "l1_future": _mean_of_real((future - frames[:, t:]).abs().mean(dim=(2, 3, 4)), real),
         }
         if features is None:
             return scores
         all_dropped = torch.ones_like(batch.mask[:, t:])
         for name, told in {"states_alone": (shown, all_dropped), "tokens_alone": (None, None)}.items():
-            scores[f"psnr_{name}"] = _psnr(self.model(frames, *told).future.float().clamp(0, 1), frames[:, t:])
+            made = self.model(frames, *told).future.float().clamp(0, 1)
+            scores[f"psnr_{name}"] = _psnr(made, frames[:, t:], real)
         known = torch.ones(len(frames), dtype=torch.bool, device=frames.device)
         scores["state_frame"] = float(state_losses(output, features, batch.mask, known)["state_frame"])
         return scores
@@ -344,10 +345,14 @@ def _all_frames(output: Reconstruction) -> Tensor:
     return torch.cat([output.context, output.future], dim=1).float().flatten(0, 1)
 
 
-def _psnr(made: Tensor, real: Tensor) -> float:
-    """Mean PSNR of (B,N,3,H,W) frames in [0,1], dB."""
+def _psnr(made: Tensor, real: Tensor, mask: Tensor) -> float:
+    """Mean PSNR of (B,N,3,H,W) frames in [0,1], dB; of those that are padded (mask (B,N) False) nothing counts."""
     error = (made - real).square().mean(dim=(2, 3, 4)).clamp(min=1e-10)
-    return float(-10 * error.log10().mean())
+    return _mean_of_real(-10 * error.log10(), mask)
+
+
+def _mean_of_real(figure: Tensor, mask: Tensor) -> float:
+    return float((figure * mask).sum() / mask.sum().clamp(min=1))
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -126,7 +126,7 @@ class TransformerLearner:
                 losses, right = transformer_losses(self.model, batch)
                 named = {**losses, "accuracy": right[0] / right[1].clamp(min=1)}
                 actions = batch.actions if self.model.action_in is not None else None
-                if actions is not None:
+                if actions is not None and len(actions) > 1:  # one alone can only be given its own
                     shuffled = self._with_actions(batch, actions.roll(1, dims=0))
                     named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0][
                         "cross_entropy"

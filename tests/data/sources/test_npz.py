@@ -259,3 +259,15 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("ivideogpt.data.sources.npz.free_memory", lambda _: 1000)
     with pytest.raises(EpisodeError, match=r"1e-06 GB of memory are free.*shorter episodes"):
         read_episode(save(tmp_path))
+
+
+def test_folders_and_files_that_are_mixed_up(tmp_path: Path) -> None:
+    folder = tmp_path / "all" / "here"
+    folder.mkdir(parents=True)
+    path = save(folder)
+    with pytest.raises(EpisodeError, match="this is a file"):
+        NpzFolder(path)
+    with pytest.raises(EpisodeError, match="this is a folder"):
+        read_episode(folder)
+    with pytest.raises(EpisodeError, match=r"There are some in its subfolders \(here\): name one of those"):
+        NpzFolder(folder.parent)

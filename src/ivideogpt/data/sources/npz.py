@@ -114,12 +114,18 @@ class NpzFolder:
     ) -> None:
         self.folder = look_at(folder, EpisodeError)
         self.camera_key, self.action_key, self.state_key, self.rewards = camera_key, action_key, state_key, rewards
+        if self.folder.is_file():
+            raise EpisodeError(f"{self.folder}: this is a file. Give the folder that the episode files (.npz) are in.")
         if not self.folder.is_dir():
             raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
         # Names that begin with a dot are files still being written.
         self._paths = sorted(path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
         if not self._paths:
-            raise EpisodeError(f"{self.folder}: no episode file (*.npz) in it. Record some, or give another folder.")
+            below = sorted({path.parent.name for path in self.folder.glob("*/*.npz")})
+            hint = f" There are some in its subfolders ({', '.join(below[:5])}): name one of those." if below else ""
+            raise EpisodeError(
+                f"{self.folder}: no episode file (*.npz) in it.{hint or ' Record some, or give another folder.'}"
+            )
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -167,6 +173,8 @@ class NpzFolder:
 def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The archive, open for the length of the block, in which every fault is an `EpisodeError` that names the file."""
     path = look_at(path, EpisodeError)
+    if path.is_dir():
+        raise EpisodeError(f"{path}: this is a folder. Name one of the episode files (.npz) in it.")
     if not path.is_file():
         raise EpisodeError(f"{path}: no such file. Give the path of an episode file (.npz).")
     try:
