@@ -47,7 +47,7 @@ def test_other_data_are_refused(
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     change(data)
     with pytest.raises(ConfigError, match=f"was started on other data: {message}, of 4 episodes"):
-        train_tokenizer(tokenizer_settings(steps=2, resume=True))
+        train_tokenizer(tokenizer_settings(steps=9, resume=True))
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
@@ -62,11 +62,13 @@ def test_a_run_from_before_is_continued(
 
 @pytest.mark.parametrize("more", [{"resume": True}, {"overwrite": True}])
 def test_a_run_that_goes_on_is_left_alone(
-    tokenizer_settings: Settings, make_episodes: MakeEpisodes, more: dict[str, bool]
+    tmp_path: Path, tokenizer_settings: Settings, make_episodes: MakeEpisodes, more: dict[str, bool]
 ) -> None:
     make_episodes()
     running = train_tokenizer(tokenizer_settings(steps=6))
     next(running)
+    told = (tmp_path / "run" / "training.json").read_bytes()
     with pytest.raises(OutputError, match="another process is writing"):
-        train_tokenizer(tokenizer_settings(steps=6, **more))
+        train_tokenizer(tokenizer_settings(steps=9, **more))
+    assert (tmp_path / "run" / "training.json").read_bytes() == told
     assert [report.step for report in running] == [2, 3, 4, 5, 6]

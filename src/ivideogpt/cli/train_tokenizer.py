@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 
 from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
@@ -26,9 +27,15 @@ def run(options: Options) -> None:
     config = TokenizerTrainingConfig(**options.model_dump(exclude={"as_json"}))
     figures = show_training("training the tokenizer", train_tokenizer, config, _notice(config))
     words = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
-    words += ["--out", str(config.out.with_name("transformer")), "--steps", str(config.steps)]
+    words += ["--out", str(_beside(config.out)), "--steps", str(config.steps)]
     next_step = shlex.join([*words, "--batch-size", str(config.batch_size)]) + _states(config)
     finish_training(figures, config, next_step, options.as_json)
+
+
+def _beside(run: Path) -> Path:
+    """Where the transformer's run may lie."""
+    name = "transformer" if run.absolute().name != "transformer" else "transformer-2"
+    return run.with_name(name) if run.name else Path("..", name)
 
 
 def _notice(config: TokenizerTrainingConfig) -> str:

@@ -61,6 +61,8 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
     longer = new["steps"] > old["steps"] and new["schedule"] == "constant"
     if longer:
         differing = [text for text in differing if not text.startswith("steps was ")]
+        if config.warmup_steps > old["steps"]:  # it follows the steps where nothing is said of it
+            differing.append(f"warm-up would last {config.warmup_steps} steps, more than there were: say --warmup")
     if differing:
         why = " A cosine has come to zero by its last step." if new["schedule"] != "constant" else ""
         raise ConfigError(
@@ -68,8 +70,13 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
             f"start a new run in another folder (--start-from {run} takes the model along)."
             + (why if old["steps"] != new["steps"] else "")
         )
-    if longer:
-        save_config(run, config)
+
+
+def save_steps(run: Path, steps: int) -> None:
+    """Let a run that goes on have so many steps; what else it was told stays written as it is."""
+    told = json.loads((run / CONFIG_FILE).read_text())
+    if told["steps"] != steps:
+        write_text_atomically(run / CONFIG_FILE, json.dumps({**told, "steps": steps}, indent=2) + "\n")
 
 
 def mend_run(run: Path) -> None:

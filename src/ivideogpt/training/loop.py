@@ -140,9 +140,11 @@ def prepare_run(config: TrainingConfig, episodes: Named | None = None) -> Claim:
     if config.resume:
         checkpoint.require_same_config(config.out, config)
         claim = Claim(config.out)
+        checkpoint.require_same_config(config.out, config)  # which somebody else may have prolonged meanwhile
         if episodes is not None:
             require_same_episodes(config.out, episodes)
         checkpoint.mend_run(config.out)
+        checkpoint.save_steps(config.out, config.steps)
         return claim
     require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")
     if config.overwrite:
