@@ -195,6 +195,8 @@ class DataFacts(Config):
     """Key of the frames in an episode file."""
     action_key: str | None = None
     """Key of the actions in an episode file."""
+    action_shift: int | None = Field(None, ge=0)
+    """How many rows late the actions are in an episode file; None counts as 0."""
     state_key: str | None = None
     """Key of the states in an episode file."""
     action_names: tuple[str, ...] = ()
@@ -294,6 +296,10 @@ class TransformerConfig(Config):
     """Whether a reward is predicted on arriving at each future frame."""
     reward_symlog: bool = False
     """Whether the reward head was trained on symlog(reward); predictions are then given back in reward units."""
+    reward_mean: float = Field(0.0, allow_inf_nan=False)
+    """The reward that an output of 0 of the reward head stands for, on the symlog scale where that is used."""
+    reward_std: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """How much an output of 1 of the reward head adds to `reward_mean`."""
     state: StateConfig | None = None
     """The state that is predicted for each future frame; None: no state."""
     data: DataFacts = DataFacts()

@@ -38,7 +38,6 @@ CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE = "config.json", "tokenizer.safete
 Layout = Literal["native", "official"]
 
 _PARTS = {CONFIG_FILE, TOKENIZER_FILE, TRANSFORMER_FILE, "tokenizer", "transformer"}
-_LARGEST_NOTE = 10_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -165,15 +164,29 @@ def save(folder: str | Path, checkpoint: Checkpoint, *, layout: Layout = "native
     _require_only_a_model(folder)
     with folder_written_atomically(folder) as temporary:
         for note in _notes(folder):
-            shutil.copy2(note, temporary / note.name)
+            _bring_along(note, temporary / note.name)
         (_write_native if layout == "native" else _write_official)(temporary, checkpoint)
     return folder
 
 
 def _notes(folder: Path) -> list[Path]:
-    """Files that somebody keeps beside a model: its card, notes, what a file browser leaves."""
-    found = [path for path in folder.iterdir() if path.name not in _PARTS] if _is_model(folder) else []
-    return [path for path in found if path.is_file() and path.stat().st_size <= _LARGEST_NOTE]
+    """What somebody keeps beside a model: its card, notes, what notebooks and file browsers leave."""
+    return [path for path in folder.iterdir() if path.name not in _PARTS] if _is_model(folder) else []
+
+
+def _bring_along(note: Path, copy: Path) -> None:
+    """The same file or folder under another name, without copying what is in it where the file system can do that."""
+    if note.is_dir() and not note.is_symlink():
+        shutil.copytree(note, copy, symlinks=True, copy_function=_link_or_copy)
+    else:
+        _link_or_copy(str(note), str(copy))
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
 
 
 def _require_only_a_model(folder: Path) -> None:

@@ -237,7 +237,7 @@ def transformer_to_official(config: TransformerConfig, weights: Weights) -> tupl
         "data": config.data.model_dump(mode="json", exclude_defaults=True),
     }
     official |= {name: value for name, value in ours.items() if value or name == "goal"}
-    plain = _transformer_weights_to_official(weights, config.layers)
+    plain = _transformer_weights_to_official(_plain_rewards(config, weights), config.layers)
     if config.action_dim is None and not config.reward:
         return official, plain
     heads = {official for official, _ in _EXTRA_NAMES}
@@ -287,6 +287,18 @@ def _transformer_weights_to_official(ours: Weights, layers: int) -> Weights:
     for old, new in _EXTRA_NAMES:
         official |= {name.replace(new, old, 1): ours[name] for name in ours if name.startswith(f"{new}.")}
     return official
+
+
+def _plain_rewards(config: TransformerConfig, weights: Weights) -> Weights:
+    """Weights whose reward head gives rewards without `reward_mean` and `reward_std`, for which there is no place."""
+    if not config.reward:
+        return weights
+    weight, bias = weights["reward_head.weight"], weights["reward_head.bias"]
+    plain = {
+        "reward_head.weight": config.reward_std * weight,
+        "reward_head.bias": config.reward_mean + config.reward_std * bias,
+    }
+    return {**weights, **plain}
 
 
 def _take(weights: Weights, name: str) -> Tensor:

@@ -75,3 +75,37 @@ def test_a_tokenizer_is_asked_for(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert main(["train", "transformer", "--data", str(data), "--out", str(tmp_path / "run")]) == 2
     assert "no tokenizer is named" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = ["train", "tokenizer", "--data", "my data", "--out", "run", "--preset", "micro-16", *SMALL]
+    assert main([*told, "--steps", "2", "--future-frames", "2"]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    model = tmp_path / "run" / "model"
+    (model / ".ipynb_checkpoints").mkdir()
+    (model / "video.mp4").write_bytes(bytes(11_000_000))
+    assert main(["train", "tokenizer", "--resume", "--out", "../run", "--steps", "3"]) == 0
+    assert (model / ".ipynb_checkpoints").is_dir() and (model / "video.mp4").stat().st_size == 11_000_000
+    assert json.loads((tmp_path / "run" / "training.json").read_text())["steps"] == 3
+
+
+def test_another_spelling_of_a_tokenizer_is_the_same_tokenizer(tmp_path: Path, data: Path) -> None:
+    tokenizer = ["train", "tokenizer", "--data", str(data), "--out", str(tmp_path / "t"), "--preset", "micro-16"]
+    assert main([*tokenizer, *SMALL, "--steps", "1", "--future-frames", "2"]) == 0
+    told = [
+        "train",
+        "transformer",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path / "run"),
+        *SMALL,
+        "--segment-frames",
+        "4",
+    ]
+    told += ["--segment-frames", "4", "--steps", "2"]
+    assert main([*told, "--tokenizer", str(tmp_path / "t")]) == 0
+    again = ["train", "transformer", "--resume", "--out", str(tmp_path / "run")]
+    assert main([*again, "--tokenizer", str(tmp_path / "t" / "model")]) == 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ivideogpt.config import DataFacts
-from ivideogpt.data.facts import facts_of
+from ivideogpt.data.facts import RewardScale, facts_of, reward_scale
 from ivideogpt.data.sources.npz import NpzFolder
 
 METADATA = {"env": "pusht", "frame_rate": 10, "action_names": ["x", "y"], "action_low": [-1, -2], "action_high": [1, 2]}
@@ -50,6 +50,26 @@ def test_what_differs_or_makes_no_sense_is_not_known(tmp_path: Path) -> None:
     assert "frame_rate" not in facts_of(source, [0, 1]) and facts_of(source, [0, 1])["environment"] == "pusht"
     for indices in ([2], [0, 3]):
         assert set(facts_of(source, indices)) == {"action_mean", "action_std", "action_min", "action_max"}
+
+
+@pytest.mark.parametrize("symlog", [False, True])
+def test_scale_of_rewards(tmp_path: Path, symlog: bool) -> None:
+    rng = np.random.default_rng(0)
+    tracks = [rng.normal(30, 8, length).astype(np.float32) for length in (4, 9)]
+    for number, rewards in enumerate(tracks):
+        np.savez(tmp_path / f"{number}.npz", image=np.zeros((len(rewards), 8, 8, 3), np.uint8), reward=rewards)
+    scale = reward_scale(NpzFolder(tmp_path), [0, 1], symlog=symlog)
+    earned = np.concatenate([rewards[1:] for rewards in tracks]).astype(np.float64)
+    learned = np.log1p(earned) if symlog else earned
+    assert scale.mean == pytest.approx(learned.mean()) and scale.std == pytest.approx(learned.std())
+    assert scale.largest == pytest.approx(earned.max())
+
+
+def test_rewards_that_never_differ_have_a_scale(tmp_path: Path) -> None:
+    for number, length in enumerate((1, 5)):
+        np.savez(tmp_path / f"{number}.npz", image=np.zeros((length, 8, 8, 3), np.uint8), reward=np.full(length, 2.0))
+    assert reward_scale(NpzFolder(tmp_path), [0], symlog=False) == RewardScale()
+    assert reward_scale(NpzFolder(tmp_path), [0, 1], symlog=False) == RewardScale(2.0, 1e-3, 2.0)
 
 
 def test_a_single_frame_and_actions_of_different_sizes(tmp_path: Path) -> None:

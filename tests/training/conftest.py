@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt import CompressiveTokenizer, hub
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
 from ivideogpt.training.config import TokenizerTrainingConfig, TransformerTrainingConfig
 
+Make = Callable[..., Any]
 Settings = Callable[..., Any]
 MakeEpisodes = Callable[..., Path]
 
@@ -93,3 +95,11 @@ def transformer_settings(tmp_path: Path, device: torch.device) -> Settings:
 def _preset(usual: str, changes: Mapping[str, object]) -> str | None:
     """The usual preset, except for who starts from a model."""
     return None if changes.get("start_from") else usual
+
+
+@pytest.fixture
+def tokenizer(make_tokenizer: Make, tmp_path: Path) -> CompressiveTokenizer:
+    """A tokenizer, also saved where `transformer_settings` look for it."""
+    made: CompressiveTokenizer = make_tokenizer()
+    hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(made.config, dict(made.state_dict()))))
+    return made

@@ -41,14 +41,6 @@ def batch_of(layout: TokenLayout, count: int = 3, frames: int = 5, actions: int 
     )
 
 
-@pytest.fixture
-def tokenizer(make_tokenizer: Make, tmp_path: Path) -> CompressiveTokenizer:
-    """A tokenizer, also saved where `transformer_settings` look for it."""
-    made: CompressiveTokenizer = make_tokenizer()
-    hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(made.config, dict(made.state_dict()))))
-    return made
-
-
 def save_model(folder: Path, tokenizer: CompressiveTokenizer, transformer: VideoTransformer) -> str:
     WorldModel(tokenizer, transformer).save_pretrained(folder)
     return str(folder)
@@ -82,7 +74,7 @@ def test_padded_frames_change_nothing(make_transformer: Make) -> None:
     batch.tokens[:, -model.layout.dynamics_tokens :] = model.layout.dynamics_ids.start
     batch.rewards[:, -1] = 1e6
     after = transformer_losses(model, batch)[0]
-    assert all(torch.equal(before[name], after[name]) for name in ("cross_entropy", "reward"))
+    assert all(torch.equal(before[name], after[name]) for name in ("cross_entropy", "reward_loss"))
 
 
 def test_a_batch_that_is_all_padding_has_no_loss_and_no_nan(make_transformer: Make) -> None:
@@ -90,7 +82,7 @@ def test_a_batch_that_is_all_padding_has_no_loss_and_no_nan(make_transformer: Ma
     batch = batch_of(model.layout)
     batch.mask[:, model.layout.context_frames :] = False
     losses, right = transformer_losses(model, batch)
-    assert not losses["reward"].any() and not losses["cross_entropy"].any() and not right.any()
+    assert not losses["reward_loss"].any() and not losses["cross_entropy"].any() and not right.any()
 
 
 @pytest.mark.parametrize("symlogged", [False, True])
@@ -102,7 +94,7 @@ def test_reward_loss(make_transformer: Make, symlogged: bool) -> None:
     if symlogged:
         target = torch.sign(target) * torch.log(target.abs() + 1)
     expected = (predicted - target)[mask].square().mean()
-    torch.testing.assert_close(transformer_losses(model, batch)[0]["reward"], expected)
+    torch.testing.assert_close(transformer_losses(model, batch)[0]["reward_loss"], expected)
 
 
 def test_a_head_is_left_alone_where_the_batch_has_nothing_for_it(make_transformer: Make) -> None:
@@ -330,26 +322,20 @@ def test_plain_video_trains_without_actions(
     assert hub.load_transformer(config.out / "model")[0].action_dim is None
 
 
-def test_episodes_of_context_alone_teach_nothing_but_do_no_harm(
-    tokenizer: CompressiveTokenizer, transformer_settings: Settings, make_episodes: MakeEpisodes
-) -> None:
-    config = transformer_settings(data=make_episodes(length=2), steps=2, weight_decay=0.0)
-    assert [report.losses["loss"] for report in train_transformer(config)] == [0.0, 0.0]  # type: ignore[union-attr]
-
-
 def test_nothing_is_touched_before_all_is_checked(
     tmp_path: Path, tokenizer: CompressiveTokenizer, transformer_settings: Settings, make_episodes: MakeEpisodes
 ) -> None:
     make_episodes()
+    long = make_episodes("long", length=300)
     list(train_transformer(transformer_settings(steps=1)))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
     wrong: dict[str, dict[str, Any]] = {
         "unknown reward key .*leave --rewards out": {"rewards": True},
-        r"segment_frames is 300; .* At most \d+ frames fit": {"segment_frames": 300},
+        r"segment_frames is 300; .* At most \d+ frames fit": {"segment_frames": 300, "data": long},
         "context_frames is 2 in a segment of 2 frames": {"segment_frames": 2},
         "unknown transformer preset": {"preset": "mikro"},
         "unknown model|none at": {"tokenizer": str(tmp_path / "missing")},
-        "the context alone needs 2": {"data": make_episodes("short", length=1)},
+        "all training episodes are too short": {"data": make_episodes("short", length=1)},
     }
     for message, changes in wrong.items():
         with pytest.raises(ValueError, match=message):
@@ -360,7 +346,7 @@ def test_nothing_is_touched_before_all_is_checked(
 def test_the_longest_segment_fits(
     tokenizer: CompressiveTokenizer, transformer_settings: Settings, make_episodes: MakeEpisodes
 ) -> None:
-    data = make_episodes(length=8)
+    data = make_episodes(length=999)
     with pytest.raises(ConfigError) as caught:
         train_transformer(transformer_settings(data=data, segment_frames=999, batch_size=1))
     longest = int(str(caught.value).rsplit("At most ", 1)[1].split()[0])

@@ -59,6 +59,9 @@ class Options(BaseOptions):
     """Key of the frames in the episode file; the model's own where left out, or image."""
     action_key: str | None = None
     """Key of the actions in the episode file; the model's own where left out, or action."""
+    action_shift: int | None = Field(None, ge=0)
+    """How many rows late the actions of the episode file are: row j + N is what is done at frame j. The model's own
+    where left out, or 0."""
     goal: bool | None = None
     """Whether the model's first context frame is a goal, for a folder in the official layout, which does not say it;
     known of the published ids."""
@@ -156,9 +159,12 @@ def _episode(options: Options, model: Imagines, step_size: int) -> Episode:
     if seed is None:
         camera_key = options.camera_key or model.facts.camera_key or "image"
         action_key = options.action_key or model.facts.action_key or "action"
+        shift = model.facts.action_shift if options.action_shift is None else options.action_shift
         takes_actions = model.transformer.config.action_dim is not None
         try:
-            return read_episode(options.episode, camera_key, action_key if takes_actions else None)
+            return read_episode(
+                options.episode, camera_key, action_key if takes_actions else None, action_shift=shift or 0
+            )
         except EpisodeError as error:
             own = [
                 key for key in (model.facts.camera_key, model.facts.action_key) if key and f"key {key!r}" in str(error)

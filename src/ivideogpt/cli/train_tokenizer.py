@@ -28,8 +28,16 @@ def run(options: Options) -> None:
     figures = show_training("training the tokenizer", train_tokenizer, config, _notice(config))
     words = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
     words += ["--out", str(_beside(config.out)), "--steps", str(config.steps)]
-    next_step = shlex.join([*words, "--batch-size", str(config.batch_size)]) + _states(config)
+    words += ["--batch-size", str(config.batch_size), *_same(config, "step_size", "split_seed", "camera_key")]
+    next_step = shlex.join(words) + _states(config)
     finish_training(figures, config, next_step, options.as_json)
+
+
+def _same(config: TokenizerTrainingConfig, *names: str) -> list[str]:
+    """Options that say of the data what this training was told of them."""
+    given = {name: getattr(config, name) for name in names}
+    told = {name: value for name, value in given.items() if value != type(config).model_fields[name].default}
+    return [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def _beside(run: Path) -> Path:

@@ -1,17 +1,19 @@
 """What there is to know of recorded episodes: whence they are, how fast, and what their actions are.
 
-Shapes: T frames, A action size.
+Shapes: T frames, A action size, N rows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+_LEAST_STD = 1e-3  # of rewards that hardly differ: dividing by less would only make their noise large
 _MOST_EPISODES = 1000  # spread over all; their statistics are as good, and reading more would take minutes
 
 
@@ -46,6 +48,42 @@ def facts_of(source: ActionSource, indices: Sequence[int]) -> dict[str, Any]:
         said.append(_legal(metadata, None if actions is None else actions.shape[1]))
     agreed = {name: value for name, value in said[0].items() if all(one.get(name) == value for one in said)}
     return agreed | statistics.summary()
+
+
+class RewardSource(Protocol):
+    """A numbered collection of episodes that reads an episode's rewards without its frames."""
+
+    def read_rewards(self, index: int) -> npt.NDArray[np.float32]:
+        """Rewards (T,) of episode `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class RewardScale:
+    """Mean and standard deviation of rewards, of their symlog where asked for, and the size of the largest."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    largest: float = 0.0
+
+
+def reward_scale(source: RewardSource, indices: Sequence[int], *, symlog: bool) -> RewardScale:
+    """The scale of rewards, of at most 1,000 episodes; the first of an episode was not earned and does not count.
+
+    Raises:
+        EpisodeError: an episode that cannot be read.
+    """
+    statistics = _Statistics()
+    largest = 0.0
+    for index in _spread(indices):
+        rewards = source.read_rewards(index)[1:, None]
+        if rewards.size:
+            largest = max(largest, float(np.abs(rewards).max()))
+            statistics.add(np.sign(rewards) * np.log1p(np.abs(rewards)) if symlog else rewards)
+    if not statistics.count:
+        return RewardScale()
+    std = math.sqrt(float(statistics.squares[0]) / statistics.count)
+    return RewardScale(float(statistics.mean[0]), max(std, _LEAST_STD), largest)
 
 
 class _Statistics:

@@ -84,6 +84,15 @@ class SegmentSpec:
         """Frames of the window."""
         return self.drawn_frames if self.horizon is None else self.horizon
 
+    def real_frames(self, episode_length: int, *, shrink: bool = True) -> int:
+        """Drawn frames that an episode of `episode_length` frames has; the others are padding.
+
+        Raises:
+            EpisodeError: not even the context.
+        """
+        step = _step_that_fits(self, episode_length, shrink)
+        return min(self.drawn_frames, -(-episode_length // step))
+
 
 @dataclass(frozen=True, eq=False)
 class FrameChoice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -31,12 +32,15 @@ _WRITTEN = (
 _FREE_TO_CHANGE = {
     "out", "data", "workers", "cache_mb", "device", "log_every", "validate_every", "validation_batches", "save_every",
     "keep", "max_minutes", "resume", "overwrite",
+    "tokenizer",  # that it is the same one shows in the checkpoint, wherever it lies
 }  # fmt: skip
+_OF_FILES = ("data", "out", "tokenizer", "start_from", "vgg16_weights", "lpips_heads")
 
 
 def save_config(run: Path, config: TrainingConfig) -> None:
     """Write the run's configuration beside its checkpoints."""
-    write_text_atomically(run / CONFIG_FILE, config.model_dump_json(indent=2) + "\n")
+    told = _settled(json.loads(config.model_dump_json()))
+    write_text_atomically(run / CONFIG_FILE, json.dumps(told, indent=2) + "\n")
 
 
 def require_same_config(run: Path, config: TrainingConfig) -> None:
@@ -51,8 +55,8 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"nothing to resume in {run}: no readable {CONFIG_FILE}. Drop --resume.") from error
     defaults = type(config)(data=config.data, out=config.out)  # for settings that the run's library did not have yet
-    old = {**json.loads(defaults.model_dump_json()), **old}
-    new = json.loads(config.model_dump_json())
+    old = _settled({**json.loads(defaults.model_dump_json()), **old})
+    new = _settled(json.loads(config.model_dump_json()))
     differing = [
         f"{name} was {old[name]!r}, now {value!r}"
         for name, value in new.items()
@@ -70,6 +74,12 @@ def require_same_config(run: Path, config: TrainingConfig) -> None:
             f"start a new run in another folder (--start-from {run} takes the model along)."
             + (why if old["steps"] != new["steps"] else "")
         )
+
+
+def _settled(told: dict[str, Any]) -> dict[str, Any]:
+    """Settings with every path as it is called from anywhere; the name of a shipped or published model stays."""
+    found = {name: Path(told[name]).expanduser() for name in _OF_FILES if told.get(name) is not None}
+    return {**told, **{name: str(path.resolve()) for name, path in found.items() if path.exists() or name == "out"}}
 
 
 def save_steps(run: Path, steps: int) -> None:

@@ -53,6 +53,9 @@ class TrainingConfig(Config):
     """Name of the frames inside an episode file."""
     action_key: str = "action"
     """Name of the actions inside an episode file; row j is taken at frame j, on the way to frame j + 1."""
+    action_shift: int = Field(0, ge=0)
+    """How many rows late the actions are recorded: row j + N is what is done at frame j. 1 for data whose first row
+    belongs to the reset, so that row j led to frame j. Kept with the model, for whatever reads such data later."""
     states: bool = False
     """Learn the episodes' states, too: poses of objects, joint angles, any numbers recorded beside every frame."""
     state_key: str = "state"

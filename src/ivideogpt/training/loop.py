@@ -150,6 +150,7 @@ def prepare_run(config: TrainingConfig, episodes: Named | None = None) -> Claim:
     if config.overwrite:
         _require_not_inside(config)
     claim = Claim(config.out)
+    require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")  # somebody else's, now
     if config.overwrite:
         checkpoint.clear_run(config.out)
     if episodes is not None:

@@ -14,7 +14,7 @@ import torch
 
 from ivideogpt.config import DataFacts
 from ivideogpt.data.augment import NONE, STANDARD, STRONG
-from ivideogpt.data.facts import facts_of
+from ivideogpt.data.facts import RewardScale, facts_of, reward_scale
 from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
 from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.data.sources.npz import NpzFolder
@@ -23,6 +23,7 @@ from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
 from ivideogpt.training.config import TokenizerTrainingConfig, TrainingConfig, TransformerTrainingConfig
 from ivideogpt.training.episodes import named_episodes
+from ivideogpt.training.lengths import long_enough
 from ivideogpt.training.loop import Batches, StepReport, never, prepare_run, stop_in_time, train
 from ivideogpt.training.states import require_same_states, state_config
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
@@ -32,6 +33,7 @@ from ivideogpt.training.transitions import transitions_of
 from ivideogpt.transformer import VideoTransformer
 
 _VALIDATION_CACHE_MB = 64
+_LARGE_REWARD = 10.0
 _AUGMENTATIONS = {"none": NONE, "standard": STANDARD, "strong": STRONG}
 
 
@@ -72,6 +74,7 @@ def train_tokenizer(config: TokenizerTrainingConfig, stop: Callable[[], bool] = 
         horizon=config.horizon,
         selection="shuffled" if config.goal else "random_future",
     )
+    episodes = _long_enough(episodes, spec, shrink=True)
     training, validation = open_batches(config, episodes, spec, model.config.resolution)
     learner = TokenizerLearner(model, config, device, choose_precision(config.precision, device) == "bf16")
     claim = prepare_run(config, named_episodes(*episodes))
@@ -98,6 +101,7 @@ def train_transformer(
         goal=config.goal,
     )
     episodes = open_episodes(config, config.action_key if config.actions else None)
+    episodes = _long_enough(episodes, spec, shrink=not config.actions)
     training, validation = open_batches(config, episodes, spec, tokenizer.config.resolution)
     first = training.batch_at(0)
     if config.rewards and first.rewards is None:
@@ -107,7 +111,7 @@ def train_transformer(
     action_dim = _action_size(first) if config.actions else None
     facts = _facts(config, episodes)
     _say_what_actions_are(facts)
-    model = make_transformer(config, tokenizer, action_dim, state, facts)
+    model = make_transformer(config, tokenizer, action_dim, state, facts, _reward_scale(config, episodes))
     _require_room(model, spec.length)
     transitions = None
     if state is not None:
@@ -132,8 +136,13 @@ def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
     """
     state_key = config.state_key if config.states else None
     rewards = isinstance(config, TransformerTrainingConfig) and config.rewards
-    source = NpzFolder(config.data, config.camera_key, action_key, state_key, rewards)
+    source = NpzFolder(config.data, config.camera_key, action_key, state_key, rewards, config.action_shift)
     return Episodes(source, *split_episodes(len(source), seed=config.split_seed))
+
+
+def _long_enough(episodes: Episodes, spec: SegmentSpec, *, shrink: bool) -> Episodes:
+    source, training, held_out = episodes
+    return Episodes(source, *long_enough(source, training, held_out, spec, shrink=shrink))
 
 
 def open_batches(
@@ -210,9 +219,24 @@ def _facts(config: TransformerTrainingConfig, episodes: Episodes) -> DataFacts:
         step_size=config.step_size,
         camera_key=config.camera_key,
         action_key=config.action_key if config.actions else None,
+        action_shift=config.action_shift if config.actions else None,
         state_key=config.state_key if config.states else None,
         **facts_of(episodes.source, episodes.training),
     )
+
+
+def _reward_scale(config: TransformerTrainingConfig, episodes: Episodes) -> RewardScale:
+    """That of the training episodes' rewards, with a hint where symlog would squeeze them better."""
+    if not config.rewards:
+        return RewardScale()
+    scale = reward_scale(episodes.source, episodes.training, symlog=config.reward_symlog)
+    if not config.reward_symlog and scale.largest > _LARGE_REWARD:
+        warnings.warn(
+            f"rewards reach {scale.largest:.3g}; they are learned in units of their deviation, {scale.std:.3g}. "
+            "Where a few are much larger than the rest, --reward-symlog learns the small ones better.",
+            stacklevel=2,
+        )
+    return scale
 
 
 def _say_what_actions_are(facts: DataFacts) -> None:

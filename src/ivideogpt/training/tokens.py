@@ -116,7 +116,9 @@ class CachedTokens:
 
 def fingerprint(tokenizer_checksum: int, episodes: object, spec: SegmentSpec, config: TransformerTrainingConfig) -> str:
     """Of everything that decides which segments a cache holds."""
-    parts = (tokenizer_checksum, episodes, spec, config.seed, config.augment, config.cache_tokens, config.batch_size)
+    read = (config.camera_key, config.actions, config.action_key, config.action_shift, config.states, config.state_key)
+    drawn = (spec, config.seed, config.augment, config.cache_tokens, config.batch_size, config.precision)
+    parts = (tokenizer_checksum, episodes, read, drawn)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ivideogpt import hub
 from ivideogpt.config import DataFacts, SamplingConfig, StateConfig, TransformerConfig
+from ivideogpt.data.facts import RewardScale
 from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
@@ -41,6 +42,7 @@ def make_transformer(
     action_dim: int | None,
     state: StateConfig | None = None,
     facts: DataFacts | None = None,
+    rewards: RewardScale | None = None,
 ) -> VideoTransformer:
     """The transformer that a training starts from: a preset with random weights, or a model to fine-tune.
 
@@ -52,6 +54,7 @@ def make_transformer(
         action_dim: size of what a step takes, an action or a block of them; None for an action-free model.
         state: what the states of the data are; None learns none.
         facts: on the data; a model to fine-tune keeps what they do not say.
+        rewards: of the data, for a new reward head; one to fine-tune keeps its own.
 
     Raises:
         ConfigError, CheckpointError: a preset, model, action or state that does not fit, or a preset and a model.
@@ -64,6 +67,8 @@ def make_transformer(
         changes["action_limit"] = config.action_limit
     if config.rewards:
         changes |= {"reward": True, "reward_symlog": config.reward_symlog}
+        scale = rewards or RewardScale()
+        changes |= {"reward_mean": scale.mean, "reward_std": scale.std}
     if config.attention_dropout is not None:
         changes["attention_dropout"] = config.attention_dropout
     with torch.random.fork_rng(devices=[]):
@@ -185,7 +190,8 @@ class TransformerLearner:
 
 
 def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict[str, Tensor], Tensor]:
-    """Cross-entropy of the next token (paper equation 3) and, with a reward head, the reward's mean squared error.
+    """Cross-entropy of the next token (paper equation 3) and, with a reward head, the reward's mean squared error, in
+    units of the head, so that rewards of any size weigh as much.
 
     Actions and rewards are used where both the model and the batch have them. Padded frames don't count.
 
@@ -210,7 +216,8 @@ def transformer_losses(model: VideoTransformer, batch: TokenBatch) -> tuple[dict
     if predicted is not None and batch.rewards is not None:
         target, counted = batch.rewards[:, layout.context_frames :], batch.mask[:, layout.context_frames :]
         target = symlog(target) if model.config.reward_symlog else target
-        losses["reward"] = ((predicted.float() - target).square() * counted).sum() / counted.sum().clamp(min=1)
+        error = (predicted - target) / model.config.reward_std
+        losses["reward_loss"] = (error.square() * counted).sum() / counted.sum().clamp(min=1)
     if features is not None:
         losses["state_seen"] = _seen_state_loss(model, hidden, features, batch.mask)
     return losses, right.float()
@@ -256,6 +263,8 @@ def _fine_tuned(
             f"reward_symlog is {changes['reward_symlog']}; the reward head of {name} was trained with "
             f"{config.reward_symlog}. Keep to it."
         )
+    if config.reward:
+        changes |= {"reward_mean": config.reward_mean, "reward_std": config.reward_std}
     # Context frames and a goal only move positions; other ids or numbers of tokens would be another language.
     theirs = dataclasses.replace(config.layout, context_frames=layout.context_frames, goal=layout.goal)
     if theirs != layout:

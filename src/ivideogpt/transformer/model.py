@@ -38,7 +38,7 @@ class TransformerOutput(NamedTuple):
     logits: Tensor
     """(B, L, V); position i predicts token i + 1."""
     rewards: Tensor | None
-    """(B, F) reward on arriving at each future frame, on the scale the head was trained on; None without a head."""
+    """(B, F) reward on arriving at each future frame, its symlog where trained so; None without a head."""
     states: Tensor | None = None
     """(B, F, S) state of each future frame, predicted at its slot from the states before; None without states."""
 
@@ -236,15 +236,17 @@ class VideoTransformer(nn.Module):
         return x if self.places is None else x + self.places.weight[places]
 
     def rewards(self, hidden: Tensor) -> Tensor | None:
-        """Hidden states (..., H) of last tokens -> rewards (...) on the head's scale; None without a head."""
-        return None if self.reward_head is None else self.reward_head(hidden)[..., 0]
+        """Hidden states (..., H) of last tokens -> rewards (...), or their symlog; None without a head."""
+        if self.reward_head is None:
+            return None
+        return self.config.reward_mean + self.config.reward_std * self.reward_head(hidden)[..., 0].float()
 
     def reward_of(self, hidden: Tensor) -> Tensor | None:
         """Hidden states (..., H) of last tokens -> rewards (...) in reward units; None without a head."""
         rewards = self.rewards(hidden)
         if rewards is None:
             return None
-        return symexp(rewards.float()) if self.config.reward_symlog else rewards.float()
+        return symexp(rewards) if self.config.reward_symlog else rewards
 
     def dynamics_logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., H) -> logits (..., Kd) of the ids that are legal inside a future frame, and no others."""

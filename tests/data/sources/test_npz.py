@@ -83,6 +83,17 @@ def test_states_under_another_name(tmp_path: Path) -> None:
         NpzFolder(tmp_path, state_key="state").read(0)
 
 
+def test_actions_that_are_recorded_late(tmp_path: Path) -> None:
+    path = save(tmp_path, proprio=np.zeros((6, 2)))
+    shifted = ACTIONS[[1, 2, 3, 4, 5, 5]]
+    source = NpzFolder(tmp_path, state_key="proprio", action_shift=1)
+    read = read_episode(path, action_shift=1).actions, source.read(0).actions, source.read_tracks(0)[1]
+    for actions in (*read, source.read_actions(0)[0]):
+        np.testing.assert_allclose(actions, shifted, rtol=1e-6)  # type: ignore[arg-type]
+    with pytest.raises(EpisodeError, match=r"action_shift is 6, but there are 6 actions"):
+        read_episode(path, action_shift=6)
+
+
 def test_tracks_are_read_without_the_frames(tmp_path: Path) -> None:
     path = save(tmp_path, image=IMAGES.astype(float) * 9, proprio=np.arange(12).reshape(6, 2))  # no frames at all
     states, actions = NpzFolder(tmp_path, state_key="proprio").read_tracks(0)

@@ -57,6 +57,7 @@ def read_episode(
     state_key: str | None = None,
     *,
     rewards: bool = False,
+    action_shift: int = 0,
 ) -> Episode:
     """Read one episode file.
 
@@ -66,13 +67,14 @@ def read_episode(
         action_key: which array holds the actions; None reads plain video.
         state_key: which array holds the states, which must be there; None takes `state` where there is one.
         rewards: whether there must be rewards; else they are taken where there are some.
+        action_shift: how many rows late the actions are: row j + shift of the file is what is done at frame j.
 
     Raises:
         EpisodeError: the file is missing or damaged, claims to hold more than it can, lacks a key, or its arrays are
             malformed. The message begins with the path.
     """
     with _opened(Path(path)) as archive:
-        return _episode_from(archive, camera_key, action_key, state_key, rewards)
+        return _episode_from(archive, camera_key, action_key, state_key, rewards, action_shift)
 
 
 def write_episode(path: Path | str, episode: Episode) -> None:
@@ -111,9 +113,11 @@ class NpzFolder:
         action_key: str | None = "action",
         state_key: str | None = None,
         rewards: bool = False,
+        action_shift: int = 0,
     ) -> None:
         self.folder = look_at(folder, EpisodeError)
-        self.camera_key, self.action_key, self.state_key, self.rewards = camera_key, action_key, state_key, rewards
+        self.camera_key, self.action_key, self.state_key = camera_key, action_key, state_key
+        self.rewards, self.action_shift = rewards, action_shift
         if self.folder.is_file():
             raise EpisodeError(f"{self.folder}: this is a file. Give the folder that the episode files (.npz) are in.")
         if not self.folder.is_dir():
@@ -142,10 +146,15 @@ class NpzFolder:
             content = sorted((info.filename, info.file_size, info.CRC) for info in members.infolist())
         return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
+    def length(self, index: int) -> int:
+        """Frames of episode `index`, by what its file claims to hold."""
+        with _opened(self._paths[index]) as archive:
+            return _claimed_shape(archive, self.camera_key, "camera key")[0]
+
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
         keys = self.camera_key, self.action_key, self.state_key
-        return read_episode(self._paths[index], *keys, rewards=self.rewards)
+        return read_episode(self._paths[index], *keys, rewards=self.rewards, action_shift=self.action_shift)
 
     def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """States (T,S) and actions (T,A) or None of episode `index`, without its frames; raises as `read_episode`."""
@@ -154,9 +163,7 @@ class NpzFolder:
             require_track("states", states, rank=2, length=states.shape[0] if states.ndim else 0)
             if self.action_key is None:
                 return states, None
-            actions = _as_float32("actions", _read_array(archive, self.action_key, "action key"))
-            require_track("actions", actions, rank=2, length=len(states))
-            return states, actions
+            return states, _read_actions(archive, self.action_key, len(states), self.action_shift)
 
     def read_actions(self, index: int) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
         """Actions (T,A), or None where no key names any, and metadata of episode `index`, without its frames."""
@@ -164,9 +171,14 @@ class NpzFolder:
             metadata = _read_metadata(archive)
             if self.action_key is None:
                 return None, metadata
-            actions = _as_float32("actions", _read_array(archive, self.action_key, "action key"))
-            require_track("actions", actions, rank=2, length=actions.shape[0] if actions.ndim else 0)
-            return actions, metadata
+            return _read_actions(archive, self.action_key, None, self.action_shift), metadata
+
+    def read_rewards(self, index: int) -> npt.NDArray[np.float32]:
+        """Rewards (T,) of episode `index`, without its frames; raises as `read_episode` does."""
+        with _opened(self._paths[index]) as archive:
+            rewards = _read_rewards(archive)
+            require_track("rewards", rewards, rank=1, length=len(rewards) if rewards.ndim else 0)
+            return rewards
 
 
 @contextmanager
@@ -199,11 +211,15 @@ def _is_zip(path: Path) -> bool:
 
 
 def _episode_from(
-    archive: np.lib.npyio.NpzFile, camera_key: str, action_key: str | None, state_key: str | None, rewards: bool
+    archive: np.lib.npyio.NpzFile,
+    camera_key: str,
+    action_key: str | None,
+    state_key: str | None,
+    rewards: bool,
+    action_shift: int,
 ) -> Episode:
-    actions = states = None
-    if action_key is not None:
-        actions = _as_float32("actions", _read_array(archive, action_key, "action key"))
+    states = None
+    actions = None if action_key is None else _read_actions(archive, action_key, None, action_shift)
     if state_key is not None:
         states = _as_float32("states", _read_array(archive, state_key, "state key"))
     frames = _as_uint8(_read_array(archive, camera_key, "camera key"))
@@ -220,14 +236,14 @@ def _episode_from(
 
 
 def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
-    if key not in archive.files:
-        raise EpisodeError(unknown_name(kind, key, archive.files) + _CURES.get(kind, ""))
-    _require_what_is_claimed(archive, key, kind)
+    _claimed_shape(archive, key, kind)
     return np.asarray(archive[key])
 
 
-def _require_what_is_claimed(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> None:
-    """Compare what an array's header says with what there is, without reading the array."""
+def _claimed_shape(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> tuple[int, ...]:
+    """What an array's header says, compared with what there is, without reading the array."""
+    if key not in archive.files:
+        raise EpisodeError(unknown_name(kind, key, archive.files) + _CURES.get(kind, ""))
     members = archive.zip
     assert members is not None, "the archive is open"
     info = members.getinfo(key if key in members.namelist() else f"{key}.npy")
@@ -251,6 +267,18 @@ def _require_what_is_claimed(archive: np.lib.npyio.NpzFile, key: str, kind: str)
             f"key {key!r} claims to hold {shape} of {dtype}, {claimed / 1e9:.3g} GB, in {info.compress_size} bytes of "
             f"the file; {reason}. Record it again, or in shorter episodes."
         )
+    if kind == "camera key":
+        require_channels_last(shape, "images")
+    return tuple(shape)
+
+
+def _read_actions(archive: np.lib.npyio.NpzFile, key: str, length: int | None, shift: int) -> npt.NDArray[np.float32]:
+    """Actions (T,A), the one done at frame j in row j; past the end the last is repeated. None: any length."""
+    actions = _as_float32("actions", _read_array(archive, key, "action key"))
+    require_track("actions", actions, rank=2, length=length or (actions.shape[0] if actions.ndim else 0))
+    if shift >= len(actions) > 0:
+        raise EpisodeError(f"action_shift is {shift}, but there are {len(actions)} actions. Shift by fewer rows.")
+    return actions[np.minimum(np.arange(len(actions)) + shift, len(actions) - 1)] if shift else actions
 
 
 def _read_rewards(archive: np.lib.npyio.NpzFile) -> npt.NDArray[np.float32]:
