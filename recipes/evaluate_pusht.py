@@ -25,9 +25,10 @@ from PIL import Image
 from ivideogpt import WorldModel, __version__
 from ivideogpt.cli.console import finish, progress, tell
 from ivideogpt.devices import Precision, choose_device
+from ivideogpt.drawing import stacked, strip, write_png
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, pusht_episode
 from ivideogpt.errors import InputError
-from ivideogpt.evaluation.pictures import prediction_rows, stacked, strip, write_png
+from ivideogpt.evaluation.pictures import prediction_rows
 from ivideogpt.evaluation.plot import line_plot
 from ivideogpt.evaluation.prediction import Evaluation, evaluate_episodes
 from ivideogpt.evaluation.pusht_contact import contact_of

@@ -19,7 +19,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 tokenizer_steps=20000
 tokenizer=(
-  --states --prior-weight 0.5 --rest-weight 0.1 --future-frames 4 --batch-size 8
+  --states --prior-weight 0.5 --static-weight 0.1 --future-frames 4 --batch-size 8
   --optimizer muon --learning-rate 1e-3 --warmup 100 --schedule cosine --ema 0.99
   --save-every 500 --validate-every 1000 --cache-mb 4096
 )

@@ -1,4 +1,4 @@
-"""The house rules that a machine can check: floors, sizes, silence, light imports."""
+"""The house rules that a machine can check: layers, sizes, silence, light imports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 import ivideogpt
 
-# From the ground up. A room is a module or a folder of the package; it may import rooms on floors below its own.
-FLOORS = (
+# From the ground up. A room is a module or a folder of the package; it may import rooms on layers below its own.
+LAYERS = (
     ("errors",),
     ("files", "devices", "weights"),
-    ("locks",),
+    ("locks", "drawing"),
     ("sequence",),
     ("data",),
     ("config",),
@@ -59,7 +59,7 @@ PACKAGE = ROOT / "src" / "ivideogpt"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CODE_FOLDERS = ("src", "tests", "recipes", "benchmarks", "examples")
 ALL_CODE = sorted(path for folder in CODE_FOLDERS for path in (ROOT / folder).rglob("*.py"))
-HEIGHT = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}
 
 
 def name_of(path: Path) -> str:
@@ -96,18 +96,18 @@ def fault_of_import(importer: str, name: str) -> str | None:
     if imported not in HEIGHT:
         return f"imports {name}, which is no room: import from the room that defines it"
     if HEIGHT[imported] >= HEIGHT[importer]:
-        return f"imports {imported}, which is not on a floor below {importer}"
+        return f"imports {imported}, which is not on a layer below {importer}"
     if importer not in ONLY_FOR.get(imported, {importer}):
         return f"imports {imported}, which is only for {', '.join(sorted(ONLY_FOR[imported]))}"
     return None
 
 
-def test_every_room_has_a_floor() -> None:
+def test_every_room_has_a_layer() -> None:
     rooms = {room_of(path) for path in SOURCES} - {"__init__"}
-    assert not rooms - set(HEIGHT), "give the new room a floor in FLOORS"
+    assert not rooms - set(HEIGHT), "give the new room a layer in LAYERS"
 
 
-def test_rooms_import_only_from_floors_below() -> None:
+def test_rooms_import_only_from_layers_below() -> None:
     faults = []
     for path in SOURCES:
         if room_of(path) == "__init__":

@@ -16,8 +16,8 @@ from ivideogpt.errors import OutputError
 from ivideogpt.files import (
     folder_written_atomically,
     look_at,
-    mend_folder,
     readable_write_errors,
+    repair_folder,
     require_free_output,
     write_atomically,
     write_text_atomically,
@@ -130,14 +130,14 @@ with folder_written_atomically(Path({str(path)!r})) as folder:
 
 
 @pytest.mark.parametrize("moves", [0, 1])
-@pytest.mark.parametrize("mended_by", ["mend_folder", "the next write"])
+@pytest.mark.parametrize("mended_by", ["repair_folder", "the next write"])
 def test_a_kill_never_loses_the_old_folder(tmp_path: Path, moves: int, mended_by: str) -> None:
     path = tmp_path / "model"
     write_folder(path, "old")
     killed_while_writing(path, moves)
     assert path.exists() == (moves == 0)
-    if mended_by == "mend_folder":
-        mend_folder(tmp_path)
+    if mended_by == "repair_folder":
+        repair_folder(tmp_path)
         assert content(path) == "old"
         assert names(tmp_path) == ["model"]
     else:
@@ -152,9 +152,9 @@ def test_mending_removes_only_what_a_write_left(tmp_path: Path) -> None:
         (tmp_path / name / "file").touch()
     for name in (".writing-training-a1b2c3d4.json", ".hidden", "notes.txt"):
         (tmp_path / name).touch()
-    mend_folder(tmp_path)
+    repair_folder(tmp_path)
     assert names(tmp_path) == [".hidden", "model", "notes.txt"]
-    mend_folder(tmp_path / "missing")
+    repair_folder(tmp_path / "missing")
 
 
 def test_the_disk_is_full_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

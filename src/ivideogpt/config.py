@@ -345,5 +345,5 @@ class LossWeights(NamedTuple):
     """Extra weight of pixels whose colour is rare in the segment."""
     mse: float = 0.0
     """Weight of the squared error beside the L1."""
-    rest: float = 0.0
+    static: float = 0.0
     """Weight of the loss that gives unchanged patches one code."""

@@ -54,7 +54,7 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block ends well it takes the place of `path`.
 
     An older folder at `path` is set aside first and removed only after the new one is in place. A kill between the
-    two moves leaves it aside; the next write of `path`, or `mend_folder`, puts it back.
+    two moves leaves it aside; the next write of `path`, or `repair_folder`, puts it back.
 
     Raises:
         OutputError: the disk is full, or the place cannot be written.
@@ -73,7 +73,7 @@ def folder_written_atomically(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def mend_folder(folder: Path) -> None:
+def repair_folder(folder: Path) -> None:
     """Clear away what killed writes left in `folder`: half-written files go, what was set aside comes back.
 
     Only for a folder that nobody else is writing to at the moment.

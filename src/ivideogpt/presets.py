@@ -94,6 +94,10 @@ TRANSFORMERS: dict[str, Callable[[], TransformerConfig]] = {
 }
 
 
+PAPERS = ("oxe-64", "oxe-256", "small", "medium")
+"""Presets that are the paper's models; the others are for small machines and tests."""
+
+
 def tokenizer_preset(name: str) -> TokenizerConfig:
     """The tokenizer configuration called `name`.
 

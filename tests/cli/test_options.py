@@ -37,8 +37,8 @@ class Pretend(Options):
         return self
 
 
-def parse(*words: str) -> Pretend:
-    return parse_options(Pretend, prog="pretend", words=words)
+def parse(*argv: str) -> Pretend:
+    return parse_options(Pretend, prog="pretend", argv=argv)
 
 
 def test_defaults_and_nested_defaults() -> None:

@@ -331,7 +331,7 @@ def test_bad_data_folders(model: Path, tmp_path: Path, command: str, capsys: pyt
         "no episode file": empty,
         "truncated": truncated,
         "the dataset has 1 episode": write_episodes(tmp_path / "one", count=1),
-        "the context alone needs 2": write_episodes(tmp_path / "short", length=1),
+        "all training episodes are too short": write_episodes(tmp_path / "short", length=1),
     }
     for expected, data in cases.items():
         said = refused(words_of(command, data, tmp_path / "run", *more), capsys)

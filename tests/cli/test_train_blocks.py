@@ -73,4 +73,4 @@ def test_an_episode_too_short_for_the_context(data: Path, tmp_path: Path, capsys
     assert train("tokenizer", data, tmp_path / "tokenizer") == 0
     words = ["--tokenizer", str(tmp_path / "tokenizer" / "model"), "--step-size", "7", "--batch-size", "16"]
     said = refused(words_of("transformer", data, tmp_path / "run", *words), capsys)
-    assert "episode 2 of the dataset: the episode has 6 frames; the context alone needs 8" in said
+    assert "a segment of 5 frames spans 29 recorded ones, and the episodes have 6 to 14" in said

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data.augment import NONE, STANDARD, STRONG, AugmentSpec, augment
+from ivideogpt.data.augment import NONE, STANDARD, STRONG, AugmentSpec, _random_crop, augment
 
 NOISE = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 24, 32), np.uint8))
 GREY = torch.full((2, 3, 16, 16), 100, dtype=torch.uint8)
@@ -71,3 +71,11 @@ def test_crop_keeps_the_asked_for_area() -> None:
         assert 0.4 < width / height < 2.2
         shapes.add((width, height))
     assert len(shapes) > 10
+
+
+def test_the_logarithm_of_the_aspect_is_uniform() -> None:
+    """So that upright and lying crops are equally likely; a uniform aspect would lie twice as often."""
+    frames, spec = torch.zeros(1, 3, 400, 400, dtype=torch.uint8), AugmentSpec((0.25, 0.25), (1 / 3, 3))
+    sizes = [_random_crop(frames, spec, np.random.default_rng(seed)).shape[-2:] for seed in range(2000)]
+    logarithms = np.log([width / height for height, width in sizes])
+    assert abs(logarithms.mean()) < 0.06 and logarithms.std() == pytest.approx(2 * np.log(3) / 12**0.5, rel=0.05)

@@ -81,21 +81,21 @@ def test_states_are_foretold_from_the_true_frames_before(knowing: WorldModel, re
     layout, path = knowing.transformer.layout, knowing.transformer.require_states()
     imagined = with_history(knowing, frames, actions, sampling=greedy)
     read = knowing.tokenizer.read_states(frames)
-    features, foretold = path.features(read), read.clone()
+    features, predicted = path.features(read), read.clone()
     for j in range(2, 6):
-        foretold[:, j] = path.decoded(path.next(features[:, j - 2], features[:, j - 1], actions[:, j - 1]))
+        predicted[:, j] = path.decoded(path.next(features[:, j - 2], features[:, j - 1], actions[:, j - 1]))
     true = knowing.tokenizer.tokenize(frames, read)
     embedded = knowing.transformer.embed(true, actions, features)
-    ahead = knowing.transformer.embed(true, actions, path.features(foretold))
+    ahead = knowing.transformer.embed(true, actions, path.features(predicted))
     drawn = true.clone()
     for positions in layout.dynamics_positions(6).tolist():
         x = embedded.clone()
-        x[:, positions[0] - 1] = ahead[:, positions[0] - 1]  # only this frame's state is foretold
+        x[:, positions[0] - 1] = ahead[:, positions[0] - 1]  # only this frame's state is predicted
         for place, position in zip(layout.dynamics_places, positions, strict=True):
             logits = knowing.transformer.dynamics_logits(knowing.transformer.hidden_states(x)[:, position - 1])
             drawn[:, position] = logits.argmax(dim=-1) + layout.dynamics_ids.start
             x[:, position] = knowing.transformer.embed_tokens(drawn[:, position], place)
-    plain = knowing.tokenizer.detokenize(drawn, foretold)[:, 2:]
+    plain = knowing.tokenizer.detokenize(drawn, predicted)[:, 2:]
     assert torch.allclose(imagined, plain, atol=1e-3)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ivideogpt import drawing
 from ivideogpt.data.episode import Episode
+from ivideogpt.drawing import Frames
 from ivideogpt.errors import ShapeError
 from ivideogpt.evaluation import pictures
-from ivideogpt.evaluation.pictures import Frames
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,12 @@ def rows(episodes: list[Episode]) -> dict[str, Frames]:
 
 def test_videos_become_frames() -> None:
     video = torch.rand(2, 3, 4, 5)
-    frames = pictures.as_frames(video)
+    frames = drawing.as_frames(video)
     assert frames.shape == (2, 4, 5, 3)
     assert frames.dtype == np.uint8
-    assert np.array_equal(frames, pictures.as_frames((video * 255).round().to(torch.uint8)))
+    assert np.array_equal(frames, drawing.as_frames((video * 255).round().to(torch.uint8)))
     with pytest.raises(ShapeError, match=r"\(T, 3, H, W\)"):
-        pictures.as_frames(video.movedim(1, -1))
+        drawing.as_frames(video.movedim(1, -1))
 
 
 def test_heat_rises_with_the_error() -> None:
@@ -44,7 +45,7 @@ def test_side_by_side_shows_every_pixel(rows: dict[str, Frames]) -> None:
     assert film.shape[0] == 12
     assert film.shape[1] % 2 == film.shape[2] % 2 == 0
     assert film.shape[2] > 3 * 256
-    enlarged = pictures.enlarged(rows["imagined"], 256)
+    enlarged = drawing.enlarged(rows["imagined"], 256)
     assert enlarged.shape == (12, 256, 256, 3)
     left, top = 6 + 256 + 6, 26
     assert np.array_equal(film[:, top : top + 256, left : left + 256], enlarged)
@@ -53,29 +54,29 @@ def test_side_by_side_shows_every_pixel(rows: dict[str, Frames]) -> None:
 @pytest.mark.parametrize(("size", "expected"), [(16, 256), (64, 256), (96, 192), (256, 256), (300, 300)])
 def test_frames_are_enlarged_by_whole_numbers(size: int, expected: int) -> None:
     frames = np.zeros((1, size, size, 3), np.uint8)
-    assert pictures.enlarged(frames, 256).shape == (1, expected, expected, 3)
+    assert drawing.enlarged(frames, 256).shape == (1, expected, expected, 3)
 
 
 def test_strip_shows_the_last_context_frame_and_the_last_frame(rows: dict[str, Frames]) -> None:
-    picture = np.asarray(pictures.strip(rows, context_frames=2, columns=4))
-    assert picture.shape[1] == 84 + 4 * 134
-    real = pictures.enlarged(rows["real"], 128)
-    assert np.array_equal(picture[26 : 26 + 128, 84 : 84 + 128], real[1])
-    assert np.array_equal(picture[26 : 26 + 128, 84 + 3 * 134 : 84 + 3 * 134 + 128], real[-1])
+    picture = np.asarray(drawing.strip(rows, context_frames=2, columns=4))
+    assert picture.shape[1] == 100 + 4 * 134
+    real = drawing.enlarged(rows["real"], 128)
+    assert np.array_equal(picture[26 : 26 + 128, 100 : 100 + 128], real[1])
+    assert np.array_equal(picture[26 : 26 + 128, 100 + 3 * 134 : 100 + 3 * 134 + 128], real[-1])
     short = {name: frames[:3] for name, frames in rows.items()}
-    assert pictures.strip(short, context_frames=2).width == 84 + 2 * 134
+    assert drawing.strip(short, context_frames=2).width == 100 + 2 * 134
 
 
 def test_pictures_stack(rows: dict[str, Frames]) -> None:
-    one = pictures.strip(rows, context_frames=2)
-    page = pictures.stacked({"best": one, "worst": one})
+    one = drawing.strip(rows, context_frames=2)
+    page = drawing.stacked({"best": one, "worst": one})
     assert page.width > one.width
     assert page.height > 2 * one.height
 
 
 def test_png_and_gif_keep_what_is_seen(rows: dict[str, Frames], tmp_path: Path) -> None:
     film = pictures.side_by_side(rows, context_frames=2)
-    pictures.write_png(tmp_path / "a.png", Image.fromarray(film[0]))
+    drawing.write_png(tmp_path / "a.png", Image.fromarray(film[0]))
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), film[0])
     pictures.write_gif(tmp_path / "a.gif", film, rate=5)
     with Image.open(tmp_path / "a.gif") as gif:

@@ -54,7 +54,7 @@ def recomputed(
 ) -> tuple[Tensor, Tensor]:
     """One row without any cache: the whole sequence again for every token. Tokens (L,) and states (F,S).
 
-    Each next state is foretold from all known ones as a training does, a whole segment at a time.
+    Each next state is predicted from all known ones as a training does, a whole segment at a time.
     """
     layout, transformer, path = model.transformer.layout, model.transformer, path_of(model)
     keys = torch.tensor([stream_key(key)])
@@ -100,12 +100,12 @@ def test_cached_imagination_is_full_recomputation(
         for at in range(4):
             b, k = divmod(at, 2)
             taken = None if actions is None else actions[b]
-            row, foretold = recomputed(model, context[b], taken, seen[b], (7 + b, 0, k), sampling)
+            row, predicted = recomputed(model, context[b], taken, seen[b], (7 + b, 0, k), sampling)
             expected = row[layout.dynamics_positions(t + HORIZON).flatten()]
             assert torch.equal(torch.cat([step.tokens[at] for step in steps]), expected)
             made = torch.stack([step.state[at] for step in steps])  # type: ignore[index]
-            torch.testing.assert_close(made, foretold, **NEAR)
-            video = tokenizer.detokenize(row[None], torch.cat([seen[b], foretold])[None])
+            torch.testing.assert_close(made, predicted, **NEAR)
+            video = tokenizer.detokenize(row[None], torch.cat([seen[b], predicted])[None])
             torch.testing.assert_close(steps[-1].frame[at], video[0, -1], **NEAR)  # type: ignore[index]
 
 

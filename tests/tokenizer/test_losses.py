@@ -15,8 +15,8 @@ from ivideogpt.tokenizer.losses import (
     pixel_motion,
     pixel_rarity,
     reconstruction_losses,
-    rest_loss,
     state_losses,
+    static_patch_loss,
 )
 
 B, T, CONTEXT, SIZE = 2, 5, 2, 8
@@ -137,7 +137,7 @@ def test_only_patches_without_change_come_to_rest(output: Reconstruction, all_re
     mask = all_real.clone()
     mask[1, 4] = False
     vectors = torch.randn(B, T - CONTEXT, 4, 6, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    loss = rest_loss(dataclasses.replace(output, dynamics_vectors=vectors), frames, mask)
+    loss = static_patch_loss(dataclasses.replace(output, dynamics_vectors=vectors), frames, mask)
     still = torch.ones(B, T - CONTEXT, 4, dtype=torch.bool)
     still[0, 0, 3] = False
     still[1, 2] = False
@@ -148,7 +148,9 @@ def test_only_patches_without_change_come_to_rest(output: Reconstruction, all_re
 def test_nothing_at_rest(output: Reconstruction, all_real: Tensor) -> None:
     frames = torch.zeros(B, T, 3, SIZE, SIZE)
     frames[:, CONTEXT:] = 1.0
-    assert rest_loss(dataclasses.replace(output, dynamics_vectors=torch.ones(B, 3, 4, 6)), frames, all_real) == 0
+    assert (
+        static_patch_loss(dataclasses.replace(output, dynamics_vectors=torch.ones(B, 3, 4, 6)), frames, all_real) == 0
+    )
 
 
 @pytest.mark.parametrize("motion_weight", [0.0, 4.0])

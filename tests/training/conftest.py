@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from ivideogpt import CompressiveTokenizer, hub
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
+from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.training.config import TokenizerTrainingConfig, TransformerTrainingConfig
 
 Make = Callable[..., Any]
@@ -103,3 +105,16 @@ def tokenizer(make_tokenizer: Make, tmp_path: Path) -> CompressiveTokenizer:
     made: CompressiveTokenizer = make_tokenizer()
     hub.save(tmp_path / "tokenizer", hub.Checkpoint(tokenizer=(made.config, dict(made.state_dict()))))
     return made
+
+
+@pytest.fixture(scope="module")
+def lpips_files() -> Iterator[dict[str, Any]]:
+    """Random perceptual weights as the user would supply them; large, so not kept after the run."""
+    torch.manual_seed(0)
+    lpips = LPIPS()
+    heads = {f"lin{i}.model.1.weight": head.weight.detach().abs() for i, head in enumerate(lpips.heads)}  # type: ignore[union-attr, operator]
+    with tempfile.TemporaryDirectory() as folder:
+        vgg16_file, heads_file = Path(folder) / "vgg16.safetensors", Path(folder) / "heads.safetensors"
+        hub.write_tensors(vgg16_file, {f"features.{k}": v for k, v in lpips.features.state_dict().items()})
+        hub.write_tensors(heads_file, heads)
+        yield {"vgg16_weights": vgg16_file, "lpips_heads": heads_file}

@@ -184,7 +184,7 @@ def test_mending_brings_back_a_model_that_was_set_aside(tmp_path: Path) -> None:
         ".writing-model-abcdefgh/half",
         "tokens/.writing-segments-x.safetensors",
     )
-    checkpoint.mend_run(tmp_path)
+    checkpoint.repair_run(tmp_path)
     assert files_of(tmp_path) == {"model/config.json"}
 
 

@@ -20,7 +20,7 @@ from ivideogpt.config import TransformerConfig
 from ivideogpt.errors import CheckpointError, ConfigError, InputError, OutputError
 from ivideogpt.training import checkpoint
 from ivideogpt.training.config import TrainingConfig
-from ivideogpt.training.loop import StepReport, prepare_run, train
+from ivideogpt.training.loop import Rows, StepReport, prepare_run, train
 
 CPU = torch.device("cpu")
 
@@ -72,10 +72,11 @@ class Learner:
         error = self.model(batch.x) - batch.y + self.momentum
         return {"square": error.square().mean() * self.poison.get(step, 1.0), "absolute": error.abs().mean()}
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> Rows:
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         self.norms.append(float(torch.stack([g.norm() for g in grads]).norm()))
         self.momentum = 0.9 * self.momentum + 0.01 * torch.randn(2)
+        return {}
 
     def metrics(self) -> dict[str, float]:
         return {"answer": 42.0}

@@ -39,33 +39,33 @@ def vectors_of(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 @torch.no_grad()
 def test_nothing_is_foretold_from_itself_or_what_comes_later() -> None:
     prior, (context, vectors, states) = prior_of(POSE), vectors_of()
-    foretold = prior(context, vectors, states)
-    assert foretold.shape == (B, F, M, W)
+    predicted = prior(context, vectors, states)
+    assert predicted.shape == (B, F, M, W)
     for f in range(F):
         for i in range(M):
             other = vectors.clone()
             other[0, f, i] += 1
-            changed = ((prior(context, other, states) - foretold).abs().amax(dim=3) > 1e-6)[0]
+            changed = ((prior(context, other, states) - predicted).abs().amax(dim=3) > 1e-6)[0]
             expected = torch.zeros(F, M, dtype=torch.bool)
             expected[f, i + 1 :] = True  # later places of its frame
             expected[f + 1 : f + 2] = True  # the whole next frame, which looks back at this one
             assert torch.equal(changed, expected), (f, i)
-            assert torch.equal(prior(context, other, states)[1], foretold[1]), "the other video"
+            assert torch.equal(prior(context, other, states)[1], predicted[1]), "the other video"
 
 
 @torch.no_grad()
 def test_the_context_and_a_frames_own_state_are_seen_from_the_start() -> None:
     prior, (context, vectors, states) = prior_of(POSE), vectors_of()
-    foretold = prior(context, vectors, states)
+    predicted = prior(context, vectors, states)
     other = context.clone()
     other[0, 5] += 1
-    assert (prior(other, vectors, states) - foretold).abs().amax(dim=3)[0].min() > 1e-6
+    assert (prior(other, vectors, states) - predicted).abs().amax(dim=3)[0].min() > 1e-6
     for f in range(F):
         shown = states.clone()
         shown[0, f] += 1
-        changed = ((prior(context, vectors, shown) - foretold).abs().amax(dim=3) > 1e-6)[0]
+        changed = ((prior(context, vectors, shown) - predicted).abs().amax(dim=3) > 1e-6)[0]
         assert changed[f].all() and not changed[torch.arange(F) != f].any()
-    assert not torch.equal(prior(context, vectors, None), foretold)
+    assert not torch.equal(prior(context, vectors, None), predicted)
 
 
 @torch.no_grad()

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ from ivideogpt.data.loader import Batch
 from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError, ShapeError
 from ivideogpt.presets import tokenizer_preset
-from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
+from ivideogpt.training.pictures import labelled_rows
 from ivideogpt.training.run import open_batches, open_episodes, train_tokenizer
 from ivideogpt.training.tokenizer import TokenizerLearner, make_tokenizer
 from tests.training.states import same, saved
@@ -118,10 +117,11 @@ PAPERS_LOSSES = {"l1_context", "l1_future", "commitment_context", "commitment_dy
 
 def test_loss_names(tokenizer_settings: Settings) -> None:
     assert (
-        set(learner_of(tokenizer_settings(mse_weight=0.0, rest_weight=0.0)).losses(batch_of(), step=0)) == PAPERS_LOSSES
+        set(learner_of(tokenizer_settings(mse_weight=0.0, static_weight=0.0)).losses(batch_of(), step=0))
+        == PAPERS_LOSSES
     )
     losses = learner_of(tokenizer_settings()).losses(batch_of(), step=0)
-    assert set(losses) == {*PAPERS_LOSSES, "mse_context", "mse_future", "rest"}  # there is no perceptual loss
+    assert set(losses) == {*PAPERS_LOSSES, "mse_context", "mse_future", "static"}  # there is no perceptual loss
     assert all(loss.ndim == 0 and torch.isfinite(loss) for loss in losses.values())
     total(losses).backward()
 
@@ -129,17 +129,19 @@ def test_loss_names(tokenizer_settings: Settings) -> None:
 def test_weights_that_stand_in_for_the_perceptual_loss(
     tokenizer_settings: Settings, lpips_files: dict[str, Any]
 ) -> None:
-    assert tokenizer_settings().loss_weights == LossWeights(motion=6.0, rarity=8.0, mse=4.0, rest=0.1)
+    assert tokenizer_settings().loss_weights == LossWeights(motion=6.0, rarity=8.0, mse=4.0, static=0.1)
     assert tokenizer_settings(**lpips_files).loss_weights == LossWeights()
-    asked_for = {"motion_weight": 1.0, "rarity_weight": 2.0, "mse_weight": 3.0, "rest_weight": 4.0}
+    asked_for = {"motion_weight": 1.0, "rarity_weight": 2.0, "mse_weight": 3.0, "static_weight": 4.0}
     for files in ({}, lpips_files):
         assert tokenizer_settings(**files, **asked_for).loss_weights == LossWeights(1.0, 2.0, 3.0, 4.0)
 
 
-def test_the_rest_loss_is_weighted(tokenizer_settings: Settings) -> None:
+def test_the_static_loss_is_weighted(tokenizer_settings: Settings) -> None:
     batch = batch_of()
     batch.frames[:] = batch.frames[:, :1].clone()  # nothing moves
-    one, five = (learner_of(tokenizer_settings(rest_weight=weight)).losses(batch, 0)["rest"] for weight in (1.0, 5.0))
+    one, five = (
+        learner_of(tokenizer_settings(static_weight=weight)).losses(batch, 0)["static"] for weight in (1.0, 5.0)
+    )
     assert one > 0
     torch.testing.assert_close(five, 5 * one)
 
@@ -165,9 +167,9 @@ def test_validation_figures_and_picture(tokenizer_settings: Settings) -> None:
     assert set(figures) == {"psnr_context", "psnr_future", "l1_future"}
     error = (output.future.clamp(0, 1) - batch.frames[:, 2:] / 255).square().mean(dim=(2, 3, 4))
     assert figures["psnr_future"] == pytest.approx(float((-10 * error.log10()).mean()), rel=1e-5)
-    assert picture.shape == (3, 8 * 16, 4 * 16)  # four videos, real above made, side by side in time
-    assert torch.equal(picture[:, :16, :16], batch.frames[0, 0] / 255)
-    assert picture.min() >= 0 and picture.max() <= 1
+    made = torch.cat([output.context, output.future], dim=1)
+    four = {"real": batch.frames[:4] / 255, "reconstructed": made[:4].clamp(0, 1)}
+    assert torch.equal(picture, labelled_rows(four, 2))
 
 
 def test_code_figures_begin_anew_at_each_entry(tokenizer_settings: Settings) -> None:
@@ -325,19 +327,6 @@ def test_nothing_is_touched_before_all_is_checked(
 
 
 # The perceptual loss and the discriminator
-
-
-@pytest.fixture(scope="module")
-def lpips_files() -> Iterator[dict[str, Any]]:
-    """Random perceptual weights as the user would supply them; large, so not kept after the run."""
-    torch.manual_seed(0)
-    lpips = LPIPS()
-    heads = {f"lin{i}.model.1.weight": head.weight.detach().abs() for i, head in enumerate(lpips.heads)}  # type: ignore[union-attr, operator]
-    with tempfile.TemporaryDirectory() as folder:
-        vgg16_file, heads_file = Path(folder) / "vgg16.safetensors", Path(folder) / "heads.safetensors"
-        hub.write_tensors(vgg16_file, {f"features.{k}": v for k, v in lpips.features.state_dict().items()})
-        hub.write_tensors(heads_file, heads)
-        yield {"vgg16_weights": vgg16_file, "lpips_heads": heads_file}
 
 
 def test_perceptual_losses_are_weighted(tokenizer_settings: Settings, lpips_files: dict[str, Any]) -> None:

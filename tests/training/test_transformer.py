@@ -16,6 +16,7 @@ from ivideogpt import CompressiveTokenizer, TokenLayout, VideoTransformer, World
 from ivideogpt.config import DataFacts
 from ivideogpt.errors import CheckpointError, ConfigError, EpisodeError
 from ivideogpt.training.loop import StepReport
+from ivideogpt.training.pictures import labelled_rows
 from ivideogpt.training.run import train_transformer
 from ivideogpt.training.tokens import TokenBatch
 from ivideogpt.training.transformer import TransformerLearner, transformer_losses
@@ -121,7 +122,7 @@ def test_figures(make_transformer: Make, tokenizer: CompressiveTokenizer, transf
     assert learner.metrics() == {"accuracy": 0.0}
     with torch.no_grad():
         figures = learner.validate([batch, batch])
-    shuffled = dataclasses.replace(batch, actions=batch.actions.roll(1, dims=0))  # type: ignore[union-attr]
+    shuffled = dataclasses.replace(batch, actions=batch.actions.roll((1, 2), dims=(0, 1)))  # type: ignore[union-attr]
     expected = {"cross_entropy": losses, "cross_entropy_shuffled_actions": transformer_losses(model, shuffled)[0]}
     for name, value in expected.items():
         assert figures[name] == pytest.approx(value["cross_entropy"].item(), rel=1e-5)
@@ -133,11 +134,15 @@ def test_picture(make_transformer: Make, tokenizer: CompressiveTokenizer, transf
     learner = learner_of(model, tokenizer, transformer_settings())
     batch = batch_of(model.layout, count=5)
     picture = learner.picture(batch)
-    assert picture.shape == (3, 8 * 16, 5 * 16)
     assert torch.equal(picture, learner.picture(batch))  # the seed decides
-    frames = tokenizer.detokenize(batch.tokens[:1])[0]
-    torch.testing.assert_close(picture[:, :16], torch.cat(list(frames), dim=2))  # above
-    torch.testing.assert_close(picture[:, 16:32, :32], torch.cat(list(frames[:2]), dim=2))  # below, then imagined
+    made = tokenizer.detokenize(batch.tokens[:4])
+    actions = None if batch.actions is None else batch.actions[:4]
+    imagined = WorldModel(tokenizer, model, learner.sampling).rollout(made[:, :2], actions, 3, seed=0).video[:, 0]
+    assert torch.equal(picture, labelled_rows({"reconstructed": made, "imagined": imagined}, 2))
+    frames = (255 * made).byte()
+    real = labelled_rows({"real": frames / 255, "reconstructed": made, "imagined": imagined}, 2)
+    shown = dataclasses.replace(batch, frames=torch.cat([frames, frames])[:5])
+    assert torch.equal(learner.picture(shown), real) and real.shape[1] > picture.shape[1]
 
 
 # Where a training starts

@@ -17,7 +17,7 @@ from ivideogpt.training.config import TransformerTrainingConfig
 from ivideogpt.training.run import train_transformer
 from ivideogpt.training.transformer import TransformerLearner, transformer_losses
 from ivideogpt.training.transformer import make_transformer as make_started
-from ivideogpt.training.transitions import Transitions, foretelling_error
+from ivideogpt.training.transitions import Transitions, next_state_error
 from tests.training.states import same, saved
 from tests.training.test_transformer import batch_of
 
@@ -35,11 +35,11 @@ def test_figures_with_states(make_transformer: Make, make_tokenizer: Make, trans
     with torch.no_grad():
         losses, _ = transformer_losses(model, batch)
         figures = learner.validate([batch])
-        actions, path, t = batch.actions.roll(1, dims=0), model.states, model.layout.context_frames  # type: ignore[union-attr]
+        actions, path, t = batch.actions.roll((1, 2), dims=(0, 1)), model.states, model.layout.context_frames  # type: ignore[union-attr]
         elsewhere = batch.states.clone()  # type: ignore[union-attr]
         elsewhere[:, t:] = path.decoded(path.next_of_segment(path.features(batch.states), actions))
         unlike = transformer_losses(model, dataclasses.replace(batch, actions=actions, states=elsewhere))[0]
-        error = foretelling_error(model.states, batch.states, batch.actions, batch.mask)
+        error = next_state_error(model.states, batch.states, batch.actions, batch.mask)
     assert set(figures) == {*losses, "accuracy", "cross_entropy_shuffled_actions", "state_next"}
     assert figures["cross_entropy_shuffled_actions"] == pytest.approx(float(unlike["cross_entropy"]), rel=1e-5)
     assert figures["state_next"] == pytest.approx(float(error), rel=1e-5)

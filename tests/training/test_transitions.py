@@ -14,7 +14,7 @@ from ivideogpt.config import StateConfig, TransformerConfig
 from ivideogpt.errors import EpisodeError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.states import encode_states, state_statistics
-from ivideogpt.training.transitions import Transitions, foretelling_error, transition_loss, transitions_of
+from ivideogpt.training.transitions import Transitions, next_state_error, transition_loss, transitions_of
 from ivideogpt.transformer.states import StatePath
 
 Make = Callable[..., Any]
@@ -168,9 +168,9 @@ def test_the_error_of_what_is_foretold(make_transformer: Make, goal: bool) -> No
     for b in range(3):
         for j in range(2, 6):
             before = max(int(goal), j - 2)
-            foretold = path.next(features[b, before], features[b, j - 1], actions[b, j - 1])
-            off += [((foretold - features[b, j]) / path.dynamics.change).abs().mean()] if mask[b, j] else []
+            predicted = path.next(features[b, before], features[b, j - 1], actions[b, j - 1])
+            off += [((predicted - features[b, j]) / path.dynamics.change).abs().mean()] if mask[b, j] else []
     assert len(off) == 10
-    torch.testing.assert_close(foretelling_error(path, states, actions, mask), torch.stack(off).mean())
-    assert foretelling_error(path, states, None, mask) != foretelling_error(path, states, actions, mask)
-    assert foretelling_error(path, states, actions, torch.zeros_like(mask)) == 0
+    torch.testing.assert_close(next_state_error(path, states, actions, mask), torch.stack(off).mean())
+    assert next_state_error(path, states, None, mask) != next_state_error(path, states, actions, mask)
+    assert next_state_error(path, states, actions, torch.zeros_like(mask)) == 0

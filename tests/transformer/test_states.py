@@ -1,4 +1,4 @@
-"""States in a transformer: foretold from the frames before, drawn at the slot, and nothing else changed."""
+"""States in a transformer: predicted from the frames before, drawn at the slot, and nothing else changed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_model_without_states_has_no_part_of_them(make_transformer: MakeTransf
     assert model(random_tokens()).states is None
 
 
-# Where states are seen and foretold
+# Where states are seen and predicted
 
 
 @torch.no_grad()
@@ -122,13 +122,13 @@ def test_each_state_is_foretold_from_the_two_before_and_the_action_between(
     path = path_of(make_transformer(layout=layout, state=POSE, action_dim=action_dim))
     features = encode_states(random_states(), POSE)
     actions = None if action_dim is None else random_actions()
-    foretold = path.next_of_segment(features, actions)
-    assert foretold.shape == (2, FRAMES - t, POSE.features)
+    predicted = path.next_of_segment(features, actions)
+    assert predicted.shape == (2, FRAMES - t, POSE.features)
     for j in range(t, FRAMES):
         before = j - 2 if j - 2 >= int(goal) else j - 1  # the first frame is its own before; a goal is no moment
         taken = None if actions is None else actions[:, j - 1]
         alone = path.next(features[:, before], features[:, j - 1], taken)
-        torch.testing.assert_close(foretold[:, j - t], alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(predicted[:, j - t], alone, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

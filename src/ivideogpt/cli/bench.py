@@ -138,8 +138,8 @@ def _claim(out: Path, overwrite: bool) -> Path:
 def _command(name: str, options: BenchOptions) -> str:
     """The command line that measures the same again."""
     chosen = {key: value for key, value in options.model_dump().items() if key not in _NOT_MEASURED}
-    words = [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
-    return shlex.join(["ivideogpt", *name.split(), *words])
+    argv = [word for key, value in chosen.items() for word in (f"--{key}", str(value))]
+    return shlex.join(["ivideogpt", *name.split(), *argv])
 
 
 def _ratios(measured: Measured) -> str:

@@ -1,4 +1,4 @@
-"""`ivideogpt <command>`: finds the command, reads its options, runs it, and words its errors.
+"""`ivideogpt <command>`: finds the command, reads its options, runs it, and puts its errors into words.
 
 The command `train tokenizer` is the module `ivideogpt.cli.train_tokenizer`, with a class `Options` and a function
 `run(options)`. Only the module of the chosen command is imported, so that `--help` answers at once.
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code: 0 done, 2 a mistake of the user's, 130 interrupted, 141 unread.
 
     Args:
-        argv: the words after `ivideogpt`; None takes them from the process.
+        argv: what follows `ivideogpt`; None takes it from the process.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            return _dispatch(words)
+            return _dispatch(argv)
         finally:
             sys.stdout.flush()
     except InputError as error:
@@ -66,31 +66,31 @@ def _write_nowhere() -> None:
             os.dup2(nowhere, stream.fileno())
 
 
-def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in _HELP_FLAGS:
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in _HELP_FLAGS:
         print(_help(list(COMMANDS)))
         return 0
-    if words[0] in ("-V", "--version"):
+    if argv[0] in ("-V", "--version"):
         print(f"ivideogpt {__version__}")
         return 0
-    if words[0] == "complete":
+    if argv[0] == "complete":
         from ivideogpt.cli.completion import complete
 
         complete(COMMANDS)
         return 0
     for size in (2, 1):
-        name = " ".join(words[:size])
+        name = " ".join(argv[:size])
         if name in COMMANDS:
-            return _run(name, words[size:])
-    members = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-    if members and words[1:2] and words[1] in _HELP_FLAGS:
+            return _run(name, argv[size:])
+    members = [name for name in COMMANDS if name.startswith(f"{argv[0]} ")]
+    if members and argv[1:2] and argv[1] in _HELP_FLAGS:
         print(_help(members))
         return 0
-    typed = " ".join(words[:2] if members else words[:1])
+    typed = " ".join(argv[:2] if members else argv[:1])
     raise InputError(unknown_name("command", typed, members or COMMANDS))
 
 
-def _run(name: str, words: list[str]) -> int:
+def _run(name: str, argv: list[str]) -> int:
     from ivideogpt.cli.options import parse_options
 
     command = importlib.import_module(f"ivideogpt.cli.{name.replace(' ', '_')}")
@@ -99,8 +99,8 @@ def _run(name: str, words: list[str]) -> int:
         if name.startswith("train "):
             from ivideogpt.cli.resume import with_settings_of_run
 
-            words = with_settings_of_run(command.Options, words)
-        command.run(parse_options(command.Options, prog=f"ivideogpt {name}", words=words))
+            argv = with_settings_of_run(command.Options, argv)
+        command.run(parse_options(command.Options, prog=f"ivideogpt {name}", argv=argv))
     finally:
         warnings.formatwarning = usual
     return 0

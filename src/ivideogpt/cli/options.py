@@ -1,4 +1,4 @@
-"""From words on the command line to validated options."""
+"""From the command line to validated options."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def parse_options(kind: type[AnyOptions], prog: str, words: Sequence[str]) -> AnyOptions:
-    """Read `words` into a `kind`. For `--help` and for a flag that does not exist, say what there is and exit.
+def parse_options(kind: type[AnyOptions], prog: str, argv: Sequence[str]) -> AnyOptions:
+    """Read `argv` into a `kind`. For `--help` and for a flag that does not exist, say what there is and exit.
 
     Raises:
         ConfigError: a value that a field or a validator refuses.
@@ -42,7 +42,7 @@ def parse_options(kind: type[AnyOptions], prog: str, words: Sequence[str]) -> An
     registry.struct_rule(_pydantic_rule)
     flags = (tyro.conf.FlagCreatePairsOff,)
     try:
-        return tyro.cli(kind, prog=prog, description=kind.__doc__, args=words, config=flags, registry=registry)
+        return tyro.cli(kind, prog=prog, description=kind.__doc__, args=argv, config=flags, registry=registry)
     except _RefusedError as error:
         raise ConfigError(describe_refusal(error.refusal)) from error.refusal
 

@@ -27,8 +27,8 @@ class Options(BaseOptions):
     """Imagine the future of one recorded episode, and show it beside what really happened.
 
     Writes prediction.mp4, prediction.gif, strip.png, psnr.png and metrics.json. The figures stand between copying the
-    last context frame (the floor) and the tokenizer's own reconstruction (the ceiling); shuffled actions show how much
-    the model heeds them.
+    last context frame (the baseline) and the tokenizer's own reconstruction (the upper bound); shuffled actions show
+    how much the model follows them.
     """
 
     model: str

@@ -26,10 +26,10 @@ def run(options: Options) -> None:
 
     config = TokenizerTrainingConfig(**options.model_dump(exclude={"as_json"}))
     figures = show_training("training the tokenizer", train_tokenizer, config, _notice(config))
-    words = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
-    words += ["--out", str(_beside(config.out)), "--steps", str(config.steps)]
-    words += ["--batch-size", str(config.batch_size), *_same(config, "step_size", "split_seed", "camera_key")]
-    next_step = shlex.join(words) + _states(config)
+    argv = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
+    argv += ["--out", str(_beside(config.out)), "--steps", str(config.steps)]
+    argv += ["--batch-size", str(config.batch_size), *_same(config, "step_size", "split_seed", "camera_key")]
+    next_step = shlex.join(argv) + _states(config)
     finish_training(figures, config, next_step, options.as_json)
 
 
@@ -50,13 +50,15 @@ def _notice(config: TokenizerTrainingConfig) -> str:
     """What stands in for the perceptual loss, where there is none."""
     if config.vgg16_weights is not None:
         return ""
+    missing = "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads)."
     weights = config.loss_weights
+    if not any(weights):
+        return f"{missing} What is left of the paper's losses blurs; --recipe nano puts others in its place."
     return (
-        "training without the perceptual loss: no VGG16 weights were given (--vgg16-weights, --lpips-heads). "
-        f"In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a rare "
-        f"colour up to {weights.rarity:g} more (--rarity-weight), the squared error counts {weights.mse:g} "
-        f"times (--mse-weight), and patches without change are drawn to one code with weight {weights.rest:g} "
-        "(--rest-weight)."
+        f"{missing} In its place, pixels that move weigh up to {weights.motion:g} more (--motion-weight), those of a "
+        f"rare colour up to {weights.rarity:g} more (--rarity-weight), the squared error counts {weights.mse:g} "
+        f"times (--mse-weight), and static patches are drawn to one code with weight {weights.static:g} "
+        "(--static-weight)."
     )
 
 

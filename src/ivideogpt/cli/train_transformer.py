@@ -27,9 +27,9 @@ def run(options: Options) -> None:
 
     config = TransformerTrainingConfig(**options.model_dump(exclude={"as_json"}))
     figures = show_training("training the transformer", train_transformer, config)
-    words = ["ivideogpt", "predict", "--model", str(config.out)]
+    argv = ["ivideogpt", "predict", "--model", str(config.out)]
     held_out = held_out_episodes(config.out)
     if held_out:
-        words += ["--episode", str(config.data / held_out[0])]
-    next_step = shlex.join(words)
+        argv += ["--episode", str(config.data / held_out[0])]
+    next_step = shlex.join(argv)
     finish_training(figures, config, next_step, options.as_json)

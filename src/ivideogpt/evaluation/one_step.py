@@ -68,7 +68,7 @@ def with_history(
 ) -> Tensor:
     """Imagine each future frame from all true frames before it, read as the context and the tokens of future frames.
 
-    Where the model has learned states, each frame's is foretold from those read from the true frames before it.
+    Where the model has learned states, each frame's is predicted from those read from the true frames before it.
 
     Arguments and result as in `from_fresh_contexts`; episode i draws from the stream of seed + i, so that its first
     frame is that of a rollout with this seed.
@@ -80,31 +80,31 @@ def with_history(
     world_model.eval()
     imagined = []
     for first, videos, taken in _batches(frames, actions, batch_size):
-        read, foretold = _states(world_model, videos, taken)
+        read, predicted = _states(world_model, videos, taken)
         tokens = world_model.tokenizer.tokenize(videos.to(world_model.device), read)
         true = None if read is None else transformer.require_states().features(read)
         embedded = transformer.embed(tokens, taken, true)
         slots = layout.future_slot_positions(videos.shape[1]).tolist()
-        ahead = embedded if foretold is None else transformer.embed(tokens, taken, foretold)
+        ahead = embedded if predicted is None else transformer.embed(tokens, taken, predicted)
         keys = stream_keys([seed + first + row for row in range(len(videos))], len(videos), 1)
         uniform = uniform_numbers(keys, torch.zeros_like(keys[:, 0]), len(slots), layout.dynamics_tokens)
         codes = _next_frames(transformer, embedded, ahead[:, slots], slots, uniform, sampling or world_model.sampling)
         context, _ = layout.split(tokens)
-        shown = None if read is None or foretold is None else transformer.require_states().decoded(foretold)
+        shown = None if read is None or predicted is None else transformer.require_states().decoded(predicted)
         video = world_model.tokenizer.detokenize(layout.assemble(context, codes), shown)
         imagined.append(video[:, layout.context_frames :].float().cpu())
     return torch.cat(imagined)
 
 
 def _states(world_model: Imagines, videos: Tensor, actions: Tensor | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    """States (B,T,S) read from true frames, and features (B,T,D) of those foretold one step from them."""
+    """States (B,T,S) read from true frames, and features (B,T,D) of those predicted one step from them."""
     path = world_model.transformer.states
     if path is None:
         return None, None
     read = world_model.tokenizer.read_states(videos.to(world_model.device))
     features = path.features(read)
-    foretold = path.next_of_segment(features, actions)
-    return read, torch.cat([features[:, : path.layout.context_frames], foretold], dim=1)
+    predicted = path.next_of_segment(features, actions)
+    return read, torch.cat([features[:, : path.layout.context_frames], predicted], dim=1)
 
 
 def _next_frames(
@@ -115,13 +115,13 @@ def _next_frames(
     uniform: Tensor,
     sampling: SamplingConfig,
 ) -> Tensor:
-    """From the embeddings (B,L,H) of true segments, and (B,F,H) of slots with what they foretell: codes (B,F,M) drawn
+    """From the embeddings (B,L,H) of true segments, and (B,F,H) of slots with what they predict: codes (B,F,M) drawn
     at each slot, by the numbers (B,F,M), after what truly came before."""
     layout = transformer.layout
     cache = transformer.new_cache(len(true), true.shape[1])
     frames, read = [], 0
     for number, slot in enumerate(slots):
-        cache.length = read  # forgets what was foretold and drawn, and goes on with the truth
+        cache.length = read  # forgets what was predicted and drawn, and goes on with the truth
         x = torch.cat([true[:, read:slot], ahead[:, number : number + 1]], dim=1)
         codes: list[Tensor] = []
         for i, place in enumerate(layout.dynamics_places):

@@ -5,50 +5,27 @@ Frames are numpy arrays (T, H, W, 3) of uint8; small ones are enlarged by whole 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
+from PIL import Image, ImageDraw
 
+from ivideogpt.drawing import BAR, FAINT, GAP, PAPER, Frames, as_frames, enlarged, write_text
 from ivideogpt.errors import ShapeError
 from ivideogpt.evaluation.prediction import Prediction
 from ivideogpt.files import write_atomically
-
-Frames = npt.NDArray[np.uint8]
 
 FRAMES_A_SECOND = 5
 """Slow enough to compare."""
 
 # Pixels that a small frame is enlarged to fill, as far as whole numbers go.
-_VIDEO_TILE, _STRIP_TILE = 256, 128
-_GAP = 6
-_BAR = 26  # height of a caption
-_FONT_SIZE = 14
-_LABEL_WIDTH = 84
-_PAPER, _INK, _FAINT = (255, 255, 255), (30, 30, 30), (130, 130, 130)
+_VIDEO_TILE = 256
 _FULL_HEAT = 128  # a difference of half the range is drawn white
 _HEAT_STOPS = (0, 32, 64, 96, _FULL_HEAT)
 _HEAT_COLOURS = ((0, 0, 0), (70, 15, 110), (200, 45, 70), (250, 150, 40), (255, 255, 230))
 _LAST_FRAME_SECONDS = 1.0
-
-
-def as_frames(video: Tensor) -> Frames:
-    """A video (T, 3, H, W), uint8 or float in [0, 1], as frames (T, H, W, 3).
-
-    Raises:
-        ShapeError: another shape.
-    """
-    if video.ndim != 4 or video.shape[1] != 3:
-        raise ShapeError(f"the video has shape {tuple(video.shape)}; it must be (T, 3, H, W).")
-    if video.is_floating_point():
-        video = (video.clamp(0, 1) * 255).round().to(torch.uint8)
-    return video.movedim(1, -1).cpu().numpy()
 
 
 def error_heat(frames: Frames, reference: Frames) -> Frames:
@@ -76,76 +53,20 @@ def side_by_side(columns: Mapping[str, Frames], context_frames: int) -> Frames:
     """
     videos = [enlarged(frames, _VIDEO_TILE) for frames in columns.values()]
     count, height, width, _ = videos[0].shape
-    canvas_width = _GAP + len(videos) * (width + _GAP)
-    canvas_height = _BAR + height + _BAR
+    canvas_width = GAP + len(videos) * (width + GAP)
+    canvas_height = BAR + height + BAR
     pictures = []
     for index in range(count):
-        page = Image.new("RGB", (_even(canvas_width), _even(canvas_height)), _PAPER)
+        page = Image.new("RGB", (_even(canvas_width), _even(canvas_height)), PAPER)
         draw = ImageDraw.Draw(page)
         for number, (caption, video) in enumerate(zip(columns, videos, strict=True)):
-            left = _GAP + number * (width + _GAP)
-            page.paste(Image.fromarray(video[index]), (left, _BAR))
-            _write(draw, (left + width // 2, _BAR // 2), caption, anchor="mm")
+            left = GAP + number * (width + GAP)
+            page.paste(Image.fromarray(video[index]), (left, BAR))
+            write_text(draw, (left + width // 2, BAR // 2), caption, anchor="mm")
         part = "context" if index < context_frames else f"future {index - context_frames + 1}"
-        _write(draw, (_GAP, _BAR + height + _BAR // 2), f"frame {index}, {part}", anchor="lm", fill=_FAINT)
+        write_text(draw, (GAP, BAR + height + BAR // 2), f"frame {index}, {part}", anchor="lm", fill=FAINT)
         pictures.append(np.asarray(page))
     return np.stack(pictures)
-
-
-def strip(rows: Mapping[str, Frames], context_frames: int, columns: int = 8) -> Image.Image:
-    """Some frames of videos of one size, enlarged: a row a video, time to the right.
-
-    Args:
-        rows: videos by caption, from top to bottom.
-        context_frames: the last of them is shown first, then future frames, evenly spread up to the last.
-        columns: most frames to show.
-    """
-    videos = [enlarged(frames, _STRIP_TILE) for frames in rows.values()]
-    count, height, width, _ = videos[0].shape
-    first = context_frames - 1
-    shown = np.unique(np.linspace(first, count - 1, min(columns, count - first)).round().astype(int))
-    size = (_LABEL_WIDTH + len(shown) * (width + _GAP), _BAR + len(videos) * (height + _GAP))
-    page = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(page)
-    for column, index in enumerate(shown):
-        left = _LABEL_WIDTH + column * (width + _GAP)
-        caption = "context" if index < context_frames else f"+{index - first}"
-        _write(draw, (left + width // 2, _BAR // 2), caption, anchor="mm", fill=_FAINT)
-        for row, video in enumerate(videos):
-            page.paste(Image.fromarray(video[index]), (left, _BAR + row * (height + _GAP)))
-    for row, caption in enumerate(rows):
-        middle = _BAR + row * (height + _GAP) + height // 2
-        _write(draw, (_LABEL_WIDTH - _GAP, middle), caption, anchor="rm")
-    return page
-
-
-def stacked(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """Pictures below each other, each under its title."""
-    width = max(picture.width for picture in pictures.values()) + 2 * _GAP
-    height = sum(picture.height + _BAR + 2 * _GAP for picture in pictures.values())
-    page = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(page)
-    top = 0
-    for title, picture in pictures.items():
-        _write(draw, (_GAP, top + _BAR // 2 + _GAP), title, anchor="lm")
-        page.paste(picture, (_GAP, top + _BAR + _GAP))
-        top += picture.height + _BAR + 2 * _GAP
-    return page
-
-
-def enlarged(frames: Frames, tile: int) -> Frames:
-    """Frames (T, H, W, 3), every pixel repeated as often as fits into `tile` pixels; large ones stay as they are."""
-    factor = max(1, tile // max(frames.shape[1:3]))
-    return frames.repeat(factor, axis=1).repeat(factor, axis=2)
-
-
-def write_png(path: Path, picture: Image.Image) -> None:
-    """Write a picture; whole or not at all.
-
-    Raises:
-        OutputError: the disk is full or the folder is not writable.
-    """
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG", optimize=True))
 
 
 def write_gif(path: Path, frames: Frames, rate: float = FRAMES_A_SECOND) -> None:
@@ -198,19 +119,3 @@ def _mp4_encoder() -> str:
 
 def _even(size: int) -> int:
     return size + size % 2
-
-
-def _write(
-    draw: ImageDraw.ImageDraw,
-    place: tuple[int, int],
-    text: str,
-    anchor: str,
-    fill: tuple[int, int, int] = _INK,
-) -> None:
-    draw.text(place, text, fill=fill, font=font(), anchor=anchor)
-
-
-@functools.cache
-def font(size: int = _FONT_SIZE) -> Any:
-    """The font of all captions; it comes with Pillow."""
-    return ImageFont.load_default(size)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw
 
-from ivideogpt.evaluation.pictures import font
+from ivideogpt.drawing import font
 
 _SIZE = (720, 400)
 _LEFT, _TOP, _RIGHT, _BOTTOM = 56, 40, 150, 48  # margins, pixels

@@ -1,7 +1,7 @@
-"""Predicting recorded episodes and scoring it: does the model imagine what really happened, and heed the actions?
+"""Predicting recorded episodes and scoring it: does the model imagine what really happened, and follow the actions?
 
-Every prediction stands between two yardsticks: copying the last context frame, the floor, and the tokenizer's own
-reconstruction of the true frames, the ceiling. Imagining again with wrong actions shows what the actions are worth.
+Every prediction stands beside a baseline, copying the last context frame, and an upper bound, the tokenizer's own
+reconstruction of the true frames. Imagining again with wrong actions shows what the actions are worth.
 
 Shapes: B episodes, T = t + F sequence frames, t context frames, F future frames (the horizon), A action size.
 """
@@ -47,9 +47,9 @@ class Prediction:
     imagined: Tensor
     """What the model imagines from the context frames and the recorded actions."""
     copy_last: Tensor
-    """The last context frame, repeated: the floor."""
+    """The last context frame, repeated: the baseline."""
     reconstruction: Tensor
-    """The real frames through the tokenizer and back: the ceiling."""
+    """The real frames through the tokenizer and back: the upper bound."""
     shuffled: Tensor | None
     """Imagined with the actions of another time or episode; None where the model takes none or there is only one."""
     context_frames: int

@@ -10,7 +10,7 @@ imagined from the true frames before it.
     one_step         imagined from the t true frames before it as a fresh context
     with_history     imagined from all true frames before it; up to the trained horizon
     copy_previous    the true frame before it: what one step must beat
-    reconstruction   the true frame through the tokenizer and back: the ceiling of all
+    reconstruction   the true frame through the tokenizer and back: the upper bound of all
 
 A frame in which no block is found counts as if the block had stayed where it last was in the frames that were given;
 in medians its error is infinite.

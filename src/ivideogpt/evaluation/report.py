@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ivideogpt import drawing
 from ivideogpt.evaluation import pictures
 from ivideogpt.evaluation.plot import line_plot, line_plots
 from ivideogpt.evaluation.prediction import Prediction, headline
@@ -69,8 +70,8 @@ def write_prediction(out: Path, prediction: Prediction, figures: Mapping[str, An
     mp4, gif, strip, psnr, metrics = (path for _, path in wrote)
     pictures.write_mp4(mp4, film)
     pictures.write_gif(gif, film)
-    pictures.write_png(strip, pictures.strip(rows, prediction.context_frames))
-    pictures.write_png(psnr, plot)
+    drawing.write_png(strip, drawing.strip(rows, prediction.context_frames))
+    drawing.write_png(psnr, plot)
     write_json(metrics, figures)
     if shows_a_block(prediction):
         from ivideogpt.evaluation.pusht_contact import track_predictions
@@ -96,7 +97,7 @@ def write_block_plot(path: Path, contact: Mapping[str, Any]) -> None:
         title: {name.replace("_", " "): contact["per_frame"][name][figure] for name in _PLOTTED}
         for figure, title in titles.items()
     }
-    pictures.write_png(path, line_plots(plots, "future frame"))
+    drawing.write_png(path, line_plots(plots, "future frame"))
 
 
 def shows_a_block(prediction: Prediction) -> bool:

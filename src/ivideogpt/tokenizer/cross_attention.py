@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
     def look_near(self) -> None:
         """Start with every place looking at itself in the newest context frame, and adding what it sees there.
 
-        From zero, positions find out very slowly that a place is best foretold by the same place before. Place codes
+        From zero, positions find out very slowly that a place is best predicted by the same place before. Place codes
         are waves in a random subspace (drawn with torch's global generator) that queries and keys read and that values
         do not, so what is added is the normalized context map but for that subspace. Fewer than 32 channels, or heads
         of fewer than 16, find the place roughly; with fewer than 8, or heads of fewer than 4, there are no places, and

@@ -49,7 +49,7 @@ def reconstruction_losses(
     return losses
 
 
-def rest_loss(output: Reconstruction, frames: Tensor, mask: Tensor) -> Tensor:
+def static_patch_loss(output: Reconstruction, frames: Tensor, mask: Tensor) -> Tensor:
     """Pull what is quantized towards zero wherever a patch looks as it did in the last context frame.
 
     Otherwise such a token is free to carry traces of what happens elsewhere, and flickers from frame to frame: bits

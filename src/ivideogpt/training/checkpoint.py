@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ivideogpt import hub
 from ivideogpt.errors import CheckpointError, ConfigError, OutputError
-from ivideogpt.files import folder_written_atomically, mend_folder, remove, write_text_atomically
+from ivideogpt.files import folder_written_atomically, remove, repair_folder, write_text_atomically
 from ivideogpt.training.config import TrainingConfig
 
 CONFIG_FILE = "training.json"
@@ -89,10 +89,10 @@ def save_steps(run: Path, steps: int) -> None:
         write_text_atomically(run / CONFIG_FILE, json.dumps({**told, "steps": steps}, indent=2) + "\n")
 
 
-def mend_run(run: Path) -> None:
+def repair_run(run: Path) -> None:
     """Clear away what a kill in the middle of a write left in a run folder."""
     for folder in (run, *(run / name for name in _FOLDERS)):
-        mend_folder(folder)
+        repair_folder(folder)
 
 
 def clear_run(run: Path) -> None:
@@ -109,7 +109,7 @@ def clear_run(run: Path) -> None:
                 "--overwrite replaces nothing but a training. Choose another folder."
             )
         return
-    mend_run(run)
+    repair_run(run)
     for pattern in _WRITTEN:
         for path in run.glob(pattern):
             remove(path)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
 from ivideogpt import hub
 from ivideogpt.config import Config, LossWeights
 from ivideogpt.errors import ConfigError
+from ivideogpt.presets import PAPERS
+
+Recipe: TypeAlias = Literal["paper", "nano"]
 
 
 class TrainingConfig(Config):
@@ -124,14 +127,19 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Tokenizer preset: nano-64, which is the default, oxe-64, oxe-256. Not together with `start_from`."""
     start_from: str | None = None
     """Fine-tune this model (folder, shipped model or Hub id) instead of starting from random weights."""
+    recipe: Recipe | None = None
+    """How it starts and what it minimizes. `paper`: attention from zero; L1, commitment and perceptual loss. `nano`,
+    for small models: attention that starts near; without a perceptual loss moving and rare pixels weigh more, and
+    the squared error and a loss on static patches are added. Left out: `paper` for the paper's presets, else
+    `nano`."""
     context_frames: int | None = Field(None, ge=1)
     """Context frames; the preset's, or the fine-tuned model's, where left out."""
     quantizer: Literal["vq", "fsq"] | None = None
     """Quantizer; the preset's where left out."""
     attention_start: Literal["near", "zero"] | None = None
     """How a future frame's attention to the context frames starts: `near` looks at the same place and copies what is
-    there; `zero`, the paper's, knows no places and takes very long to learn them. Left out: `near` for random weights,
-    and as it was learned for a model to fine-tune."""
+    there; `zero`, the paper's, knows no places and takes very long to learn them. Left out: the recipe's for random
+    weights, and as it was learned for a model to fine-tune."""
     future_frames: int = Field(6, ge=1)
     """Future frames in a segment, drawn at random from the rest of the horizon."""
     horizon: int = Field(16, ge=2)
@@ -140,16 +148,16 @@ class TokenizerTrainingConfig(TrainingConfig):
     """Draw the context frames at random from the horizon too, as the goal-conditioned model needs."""
     motion_weight: float | None = Field(None, ge=0)
     """Extra weight of pixels that change within the segment, so that small moving things survive: a pixel that goes
-    from black to white weighs 1 + this much. Left out: 0, the paper's, with a perceptual loss, else 6."""
+    from black to white weighs 1 + this much. Left out: 6 in recipe nano without a perceptual loss, else 0."""
     mse_weight: float | None = Field(None, ge=0)
     """Weight of the squared error, with the same extra weight of moving pixels; L1 alone is slow to find thin shapes.
-    Left out: 0, the paper's, with a perceptual loss, else 4."""
+    Left out: 4 in recipe nano without a perceptual loss, else 0."""
     rarity_weight: float | None = Field(None, ge=0)
     """Extra weight of pixels whose colour is rare in the segment, so that small things survive where they pass over
-    others. Left out: 0, the paper's, with a perceptual loss, else 8."""
-    rest_weight: float | None = Field(None, ge=0)
+    others. Left out: 8 in recipe nano without a perceptual loss, else 0."""
+    static_weight: float | None = Field(None, ge=0)
     """Weight of the loss that gives patches that look as in the last context frame one code, which makes the tokens
-    predictable. Left out: 0, the paper's, with a perceptual loss, else 0.1."""
+    predictable. Left out: 0.1 in recipe nano without a perceptual loss, else 0."""
     withhold_states: float = Field(0.2, ge=0, le=1)
     """With `states`: share of the videos whose states are withheld from encoder and decoder, so that tokens learn to do
     without."""
@@ -160,7 +168,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     """With `states`: weight of the mean square of what becomes dynamics tokens where the state is known, so that they
     say only what the state does not."""
     prior_weight: float = Field(0.0, ge=0)
-    """Weight of the error of a small causal prior that foretells the dynamics tokens from the context, the frame before
+    """Weight of the error of a small causal prior that predicts the dynamics tokens from the context, the frame before
     and, with `states`, the state, so that the encoder learns codes that are easy to predict. 0 does without."""
     vgg16_weights: Path | None = None
     """torchvision VGG16 state dict for the perceptual loss (LPIPS); without it the perceptual loss is left out."""
@@ -187,8 +195,9 @@ class TokenizerTrainingConfig(TrainingConfig):
 
     @property
     def loss_weights(self) -> LossWeights:
-        """`motion_weight`, `rarity_weight`, `mse_weight` and `rest_weight`, decided where they were left out."""
-        usual = LossWeights() if self.vgg16_weights is not None else LossWeights(motion=6, rarity=8, mse=4, rest=0.1)
+        """`motion_weight`, `rarity_weight`, `mse_weight` and `static_weight`, decided where they were left out."""
+        plain = recipe_of(self) == "paper" or self.vgg16_weights is not None
+        usual = LossWeights() if plain else LossWeights(motion=6, rarity=8, mse=4, static=0.1)
         given = {name: getattr(self, f"{name}_weight") for name in LossWeights._fields}
         return usual._replace(**{name: value for name, value in given.items() if value is not None})
 
@@ -206,6 +215,9 @@ class TransformerTrainingConfig(TrainingConfig):
     start_from: str | None = None
     """Fine-tune this model's transformer instead of starting from random weights. An action input or reward head that
     it lacks is added."""
+    recipe: Recipe | None = None
+    """How random weights start: `paper`, plain random ones; `nano`, codes that look alike start alike. Left out:
+    `paper` for the paper's presets, else `nano`."""
     segment_frames: int = Field(16, ge=2)
     """Frames of a segment, context included."""
     goal: bool = False
@@ -268,3 +280,8 @@ class TransformerTrainingConfig(TrainingConfig):
                 "one fixed picture. Set augment to none, or cache_tokens to 0."
             )
         return self
+
+
+def recipe_of(config: TokenizerTrainingConfig | TransformerTrainingConfig) -> Recipe:
+    """The recipe asked for, else that of the preset."""
+    return config.recipe or ("paper" if config.preset in PAPERS else "nano")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from ivideogpt.training.episodes import Named, require_same_episodes, save_episo
 from ivideogpt.training.log import RunLog
 from ivideogpt.training.optimizer import WeightAverage, learning_rate, make_optimizer
 from ivideogpt.weights import load_weights
+
+Rows: TypeAlias = dict[str, Tensor]
+"""By a parameter's name: (N,) int64, some of its rows."""
 
 
 class Sample(Protocol):
@@ -54,8 +57,9 @@ class Learner(Protocol[SampleT]):
         """Named scalar losses of a batch, with gradients; the loop sums them. Always the same names."""
         ...
 
-    def after_step(self, step: int) -> None:
-        """Whatever else a step does: a discriminator's own step, dead codes."""
+    def after_step(self, step: int) -> Rows:
+        """Whatever else a step does: a discriminator's own step, dead codes. Returns what it set anew, whose average
+        begins again."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -143,7 +147,7 @@ def prepare_run(config: TrainingConfig, episodes: Named | None = None) -> Claim:
         checkpoint.require_same_config(config.out, config)  # which somebody else may have prolonged meanwhile
         if episodes is not None:
             require_same_episodes(config.out, episodes)
-        checkpoint.mend_run(config.out)
+        checkpoint.repair_run(config.out)
         checkpoint.save_steps(config.out, config.steps)
         return claim
     require_free_output(config.out, overwrite=config.overwrite, cure="--overwrite or --resume")
@@ -192,8 +196,9 @@ def train(
     held_out = [validation.batch_at(i).to(device) for i in range(config.validation_batches)]
     with closing(RunLog(config.out, start, config.model_dump_json(indent=2))) as log:
         for step in range(start, config.steps):
-            losses, norm = _optimizer_step(learner, optimizer, stream, step, config, device)
+            losses, norm, anew = _optimizer_step(learner, optimizer, stream, step, config, device)
             average.update(learner.model, step)
+            average.begin_again(learner.model, anew)
             done = step + 1
             log.add({**losses, "gradient_norm": norm})
             metrics: dict[str, float] = {}
@@ -220,8 +225,8 @@ def _optimizer_step(
     step: int,
     config: TrainingConfig,
     device: torch.device,
-) -> tuple[dict[str, float], float]:
-    """Named losses, and the norm of the gradient before it was clipped."""
+) -> tuple[dict[str, float], float, Rows]:
+    """Named losses, the norm of the gradient before it was clipped, and what the learner set anew."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
     optimizer.zero_grad(set_to_none=True)
@@ -239,8 +244,8 @@ def _optimizer_step(
         norm = float(nn.utils.clip_grad_norm_(learner.model.parameters(), config.clip))
         _require_finite({"loss": total["loss"], "gradient": norm}, step + 1, config)
         optimizer.step()
-        learner.after_step(step)
-    return total, norm
+        anew = learner.after_step(step)
+    return total, norm, anew
 
 
 def _require_finite(figures: Mapping[str, float], step: int, config: TrainingConfig) -> None:

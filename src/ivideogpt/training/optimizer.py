@@ -70,6 +70,13 @@ class WeightAverage:
                 self.weights[name].lerp_(parameter.detach(), 1 - decay)
 
     @torch.no_grad()
+    def begin_again(self, model: nn.Module, rows: dict[str, Tensor]) -> None:
+        """Take some rows (N,) int64 of parameters as they are now: what they were before says nothing of them."""
+        for name, chosen in rows.items():
+            if name in self.weights:
+                self.weights[name][chosen] = model.get_parameter(name).detach()[chosen]
+
+    @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
         """Continue from another average's `weights`."""
         for name, own in self.weights.items():

@@ -1,6 +1,6 @@
 """A small causal prior that learns with the tokenizer, so that its tokens become easy to predict.
 
-A tokenizer trained for pixels alone gives arbitrary names to arrangements of edges. Here a light transformer foretells
+A tokenizer trained for pixels alone gives arbitrary names to arrangements of edges. Here a light transformer predicts
 what becomes a frame's dynamics tokens, one place after the other, from the context, the segment's frame before and,
 where there are any, the states; its error flows into the encoder (Causally Regularized Tokenization, arXiv 2412.16326;
 LARP, arXiv 2410.21264). It is thrown away afterwards.

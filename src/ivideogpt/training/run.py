@@ -197,7 +197,7 @@ def _train_on_tokens(
     stop: Callable[[], bool],
 ) -> Iterator[StepReport | CacheReport]:
     tokenized = TokenizedBatches(training, learner.tokenizer, device, bf16)
-    held_out = TokenizedBatches(validation, learner.tokenizer, device, bf16)
+    held_out = TokenizedBatches(validation, learner.tokenizer, device, bf16, keep_frames=True)
     batches: Batches[TokenBatch] = tokenized
     if config.cache_tokens:
         file = config.out / "tokens" / "segments.safetensors"

@@ -23,14 +23,16 @@ from ivideogpt.tokenizer.discriminator import (
     generator_loss,
     hinge_discriminator_loss,
 )
-from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, rest_loss, state_losses
+from ivideogpt.tokenizer.losses import perceptual_losses, reconstruction_losses, state_losses, static_patch_loss
 from ivideogpt.tokenizer.perceptual import LPIPS
 from ivideogpt.tokenizer.quantizer import VectorQuantizer
 from ivideogpt.tokenizer.states import ShownStates
 from ivideogpt.training import checkpoint
 from ivideogpt.training.codes import CodeCounter
-from ivideogpt.training.config import TokenizerTrainingConfig
-from ivideogpt.training.loop import require_one_start
+from ivideogpt.training.config import TokenizerTrainingConfig, recipe_of
+from ivideogpt.training.loop import Rows, require_one_start
+from ivideogpt.training.optimizer import learning_rate
+from ivideogpt.training.pictures import labelled_rows
 from ivideogpt.training.prior import TokenPrior, prior_loss
 from ivideogpt.training.states import kept_state
 from ivideogpt.weights import load_weights
@@ -55,7 +57,8 @@ def make_tokenizer(config: TokenizerTrainingConfig, state: StateConfig | None = 
         torch.manual_seed(config.seed)
         make = _random_tokenizer if config.start_from is None else _learned_tokenizer
         tokenizer = make(config, state)
-        start = config.attention_start or ("near" if config.start_from is None else None)
+        usual = "near" if recipe_of(config) == "nano" else "zero"
+        start = config.attention_start or (usual if config.start_from is None else None)
         if start is not None:
             tokenizer.start_attention(near=start == "near")
     return tokenizer
@@ -143,7 +146,8 @@ class TokenizerLearner:
         }
         if config.freeze_codebooks:
             self._freeze_codebooks()
-        self._last: tuple[Reconstruction, Tensor] | None = None
+        self._made: list[tuple[Tensor, Tensor]] = []  # of each micro-batch: frames made, and the real ones
+        self._last: Reconstruction | None = None
 
     def losses(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """Named losses of a batch of videos."""
@@ -155,8 +159,8 @@ class TokenizerLearner:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             output = self.model(frames, shown, dropped)
         losses = reconstruction_losses(output, frames, batch.mask, self.config.loss_weights)
-        if self.config.loss_weights.rest:
-            losses["rest"] = self.config.loss_weights.rest * rest_loss(output, frames, batch.mask)
+        if self.config.loss_weights.static:
+            losses["static"] = self.config.loss_weights.static * static_patch_loss(output, frames, batch.mask)
         t = output.context.shape[1]
         if features is not None and shown is not None and shown.known is not None:
             states = state_losses(output, features, batch.mask, shown.known)
@@ -174,21 +178,23 @@ class TokenizerLearner:
             losses |= {name: self.config.perceptual_weight * loss for name, loss in perceptual.items()}
         self.counters["context"].add(output.context_codes)
         self.counters["dynamics"].add(output.dynamics_codes)
-        self._last = (output, frames)
+        if self.adversary is not None and step >= self.config.gan_start:
+            self._made.append((_all_frames(output).detach(), frames.flatten(0, 1)))
+        self._last = output
         return losses
 
-    def after_step(self, step: int) -> None:
-        """Train the discriminator, and move dead codes."""
+    def after_step(self, step: int) -> Rows:
+        """Train the discriminator, and move dead codes; returns which codes were moved."""
         assert self._last is not None, "after_step follows losses"
-        output, frames = self._last
-        self._last = None
+        output, self._last = self._last, None
         if self.prior is not None:
-            _own_step(self.prior, self.config)
-        if self.adversary is not None and step >= self.config.gan_start:
-            self._discriminator_step(self.adversary, output, frames)
+            self._own_step(self.prior, step)
+        if self.adversary is not None and self._made:
+            self._discriminator_step(self.adversary, step)
         every = self.config.revive_every
         if every and not self.config.freeze_codebooks and (step + 1) % every == 0:
-            self._revive_dead_codes(output)
+            return self._revive_dead_codes(output)
+        return {}
 
     def metrics(self) -> dict[str, float]:
         """Share of each codebook in use since the last call, its perplexity, and codes revived."""
@@ -228,13 +234,12 @@ class TokenizerLearner:
         return scores
 
     def picture(self, batch: Batch) -> Tensor:
-        """Real frames above their reconstruction, for a few videos: (3,H,W) in [0,1]."""
+        """Real frames above reconstructed ones, for a few videos: (3,H,W) in [0,1]."""
         frames, features = batch.frames[:_PICTURE_ROWS].float() / 255, self._features(batch)
         t = self.model.config.context_frames
         output = self.model(frames, None if features is None else ShownStates(features[:_PICTURE_ROWS, t:]))
         made = torch.cat([output.context, output.future], dim=1).float().clamp(0, 1)
-        pairs = torch.stack([frames, made], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
-        return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
+        return labelled_rows({"real": frames, "reconstructed": made}, t)
 
     def state(self) -> dict[str, Tensor]:
         """Code counts, and the helpers (discriminator, prior) with their optimizers."""
@@ -286,22 +291,34 @@ class TokenizerLearner:
         weight = adaptive_weight(perceptual["perceptual_future"], fooled, last_layer)
         return self.config.gan_weight * weight * fooled
 
-    def _discriminator_step(self, adversary: Adversary, output: Reconstruction, frames: Tensor) -> None:
+    def _discriminator_step(self, adversary: Adversary, step: int) -> None:
         adversary.optimizer.zero_grad(set_to_none=True)  # what the generator loss left there
-        real = adversary.model(frames.flatten(0, 1))
-        fake = adversary.model(_all_frames(output).detach())
-        hinge_discriminator_loss(real, fake).backward()
-        _own_step(adversary, self.config)
+        for made, frames in self._made:
+            loss = hinge_discriminator_loss(adversary.model(frames), adversary.model(made))
+            (loss / len(self._made)).backward()
+        self._made = []
+        self._own_step(adversary, step)
 
-    def _revive_dead_codes(self, output: Reconstruction) -> None:
+    def _own_step(self, helper: Adversary | Prior, step: int) -> None:
+        """Step a helper along the gradients it has, at the model's learning rate, and clear them."""
+        for group in helper.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.config)
+        torch.nn.utils.clip_grad_norm_(helper.model.parameters(), self.config.clip)
+        helper.optimizer.step()
+        helper.optimizer.zero_grad(set_to_none=True)
+
+    def _revive_dead_codes(self, output: Reconstruction) -> Rows:
         parts = [
             ("context", self.model.context_quantizer, output.context_vectors),
             ("dynamics", self.model.dynamics_quantizer, output.dynamics_vectors),
         ]
+        moved: Rows = {}
         for name, quantizer, vectors in parts:
             if isinstance(quantizer, VectorQuantizer):
                 dead = self.counters[name].take_dead()
                 quantizer.revive(dead, vectors.detach().flatten(0, -2))
+                moved |= {f"{name}_quantizer.{table}": dead for table, _ in quantizer.named_parameters()}
+        return moved
 
     def _require_large_enough_frames(self) -> None:
         """Show the networks that judge a blank frame: they refuse one too small now, not at the GAN's first step."""
@@ -332,13 +349,6 @@ def _make_prior(model: CompressiveTokenizer, config: TokenizerTrainingConfig, de
         torch.manual_seed(config.seed + 2)
         prior = TokenPrior(model.config, model.context_quantizer.width, model.dynamics_quantizer.width).to(device)
     return Prior(prior, torch.optim.AdamW(prior.parameters(), lr=config.learning_rate, weight_decay=0.0))
-
-
-def _own_step(helper: Adversary | Prior, config: TokenizerTrainingConfig) -> None:
-    """Step a helper along the gradients it has, and clear them."""
-    torch.nn.utils.clip_grad_norm_(helper.model.parameters(), config.clip)
-    helper.optimizer.step()
-    helper.optimizer.zero_grad(set_to_none=True)
 
 
 def _all_frames(output: Reconstruction) -> Tensor:

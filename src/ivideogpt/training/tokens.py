@@ -40,6 +40,8 @@ class TokenBatch:
     """(B, T) float32."""
     states: Tensor | None = None
     """(B, T, S) float32."""
+    frames: Tensor | None = None
+    """(B, T, 3, R, R) uint8, what was tokenized; None where nobody will look at it."""
 
     def to(self, device: torch.device) -> TokenBatch:
         """The same batch on another device."""
@@ -47,8 +49,10 @@ class TokenBatch:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> TokenBatch:
         """The batch with every part changed."""
-        optional = [None if part is None else change(part) for part in (self.actions, self.rewards, self.states)]
-        return TokenBatch(change(self.tokens), change(self.mask), *optional)
+        parts = (self.actions, self.rewards, self.states, self.frames)
+        return TokenBatch(
+            change(self.tokens), change(self.mask), *(None if part is None else change(part) for part in parts)
+        )
 
 
 _MADE_OF = "made_of"
@@ -57,12 +61,18 @@ _COLUMNS = tuple(field.name for field in dataclasses.fields(TokenBatch))
 
 
 class TokenizedBatches:
-    """Batches of frames, tokenized on the way by a frozen tokenizer."""
+    """Batches of frames, tokenized on the way by a frozen tokenizer; they keep the frames where told to."""
 
     def __init__(
-        self, batches: Batches[Batch], tokenizer: CompressiveTokenizer, device: torch.device, bf16: bool
+        self,
+        batches: Batches[Batch],
+        tokenizer: CompressiveTokenizer,
+        device: torch.device,
+        bf16: bool,
+        keep_frames: bool = False,
     ) -> None:
         self.batches, self.tokenizer, self.device, self.bf16 = batches, tokenizer, device, bf16
+        self.keep_frames = keep_frames
 
     def batch_at(self, step: int) -> TokenBatch:
         """Batch number `step`."""
@@ -76,7 +86,8 @@ class TokenizedBatches:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             states = None if self.tokenizer.states is None or batch.states is None else batch.states.to(self.device)
             tokens = self.tokenizer.tokenize(batch.frames.to(self.device), states)
-        return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards, batch.states)
+        frames = batch.frames if self.keep_frames else None
+        return TokenBatch(tokens.cpu(), batch.mask, batch.actions, batch.rewards, batch.states, frames)
 
 
 class CachedTokens:

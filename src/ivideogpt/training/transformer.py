@@ -20,12 +20,13 @@ from ivideogpt.errors import CheckpointError, ConfigError
 from ivideogpt.presets import transformer_preset
 from ivideogpt.sequence import IGNORED, TokenLayout
 from ivideogpt.tokenizer import CompressiveTokenizer
-from ivideogpt.training.config import TransformerTrainingConfig
+from ivideogpt.training.config import TransformerTrainingConfig, recipe_of
 from ivideogpt.training.embeddings import embed_codes, embed_places
-from ivideogpt.training.loop import require_one_start
+from ivideogpt.training.loop import Rows, require_one_start
+from ivideogpt.training.pictures import labelled_rows
 from ivideogpt.training.states import kept_state
 from ivideogpt.training.tokens import TokenBatch
-from ivideogpt.training.transitions import Transitions, foretelling_error, transition_loss
+from ivideogpt.training.transitions import Transitions, next_state_error, transition_loss
 from ivideogpt.transformer import VideoTransformer
 from ivideogpt.transformer.symlog import symlog
 from ivideogpt.weights import load_weights
@@ -77,8 +78,9 @@ def make_transformer(
             return _fine_tuned(config, layout, changes, state)
         shape = dict(transformer_preset(config.preset or _DEFAULT_PRESET, layout))
         model = VideoTransformer(TransformerConfig.checked(**{**shape, **changes, "state": state}))
-        embed_codes(model, tokenizer)
-        embed_places(model)
+        if recipe_of(config) == "nano":
+            embed_codes(model, tokenizer)
+            embed_places(model)
         return model
 
 
@@ -113,8 +115,9 @@ class TransformerLearner:
             losses["state_dynamics"] = transition_loss(self.model.require_states(), sample, self.config.state_noise)
         return {k: v * self.config.state_weight if k.startswith("state") else v for k, v in losses.items()}
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> Rows:
         """Nothing more to do."""
+        return {}
 
     def metrics(self) -> dict[str, float]:
         """Share of tokens whose most likely prediction is right, since the last call."""
@@ -124,7 +127,7 @@ class TransformerLearner:
 
     def validate(self, batches: list[TokenBatch]) -> dict[str, float]:
         """Losses and accuracy on held-out episodes; with actions, also the loss when they are shuffled; with states,
-        how far off the next one is, foretold from the true ones before, in units of the usual change."""
+        how far off the next one is, predicted from the true ones before, in units of the usual change."""
         figures: dict[str, float] = {}
         for batch in batches:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -132,12 +135,14 @@ class TransformerLearner:
                 named = {**losses, "accuracy": right[0] / right[1].clamp(min=1)}
                 actions = batch.actions if self.model.action_in is not None else None
                 if actions is not None and len(actions) > 1:  # one alone can only be given its own
-                    shuffled = self._with_actions(batch, actions.roll(1, dims=0))
+                    # Half-way round in time as well: two segments may be of one episode.
+                    other = actions.roll((1, actions.shape[1] // 2), dims=(0, 1))
+                    shuffled = self._with_actions(batch, other)
                     named["cross_entropy_shuffled_actions"] = transformer_losses(self.model, shuffled)[0][
                         "cross_entropy"
                     ]
                 if self.model.states is not None and batch.states is not None:
-                    named["state_next"] = foretelling_error(self.model.states, batch.states, actions, batch.mask)
+                    named["state_next"] = next_state_error(self.model.states, batch.states, actions, batch.mask)
             for name, value in named.items():
                 figures[name] = figures.get(name, 0.0) + float(value) / len(batches)
         return figures
@@ -146,12 +151,12 @@ class TransformerLearner:
         """The batch with other actions, and the states that these lead to in one step from the true ones."""
         path, states = self.model.states, batch.states
         if path is not None and states is not None:
-            foretold = path.decoded(path.next_of_segment(path.features(states), actions))
-            states = torch.cat([states[:, : path.layout.context_frames], foretold], dim=1)
+            predicted = path.decoded(path.next_of_segment(path.features(states), actions))
+            states = torch.cat([states[:, : path.layout.context_frames], predicted], dim=1)
         return dataclasses.replace(batch, actions=actions, states=states)
 
     def picture(self, batch: TokenBatch) -> Tensor:
-        """Reconstructed frames above imagined ones, for a few segments: (3,H,W) in [0,1]."""
+        """Real frames above reconstructed and imagined ones, for a few segments: (3,H,W) in [0,1]."""
         shown = batch.each(lambda part: part[:_PICTURE_ROWS])
         told = None if self.tokenizer.states is None else shown.states
         frames = self.tokenizer.detokenize(shown.tokens, told).float()
@@ -160,8 +165,8 @@ class TransformerLearner:
         actions = shown.actions if self.model.action_in is not None else None
         states = shown.states[:, :t] if self.model.states is not None and shown.states is not None else None
         imagined = world_model.rollout(frames[:, :t], actions, future, seed=self.config.seed, states=states)
-        pairs = torch.stack([frames, imagined.video[:, 0]], dim=1).flatten(0, 1)  # (2B, T, 3, H, W)
-        return torch.cat([torch.cat(list(row), dim=2) for row in pairs], dim=1)
+        real = {} if shown.frames is None else {"real": shown.frames.float() / 255}
+        return labelled_rows({**real, "reconstructed": frames, "imagined": imagined.video[:, 0]}, t)
 
     def state(self) -> dict[str, Tensor]:
         """Counts of the running accuracy, and which tokenizer the tokens come from."""

@@ -84,17 +84,17 @@ def transition_loss(path: StatePath, batch: Transitions, noise: float) -> Tensor
         before = torch.where(first, present, before)
     scale = noise * torch.rand(len(features), 1, device=features.device)
     before, present = (x + scale * torch.randn_like(x) for x in (before, present))
-    foretold = path.next(before, present, batch.actions)
+    predicted = path.next(before, present, batch.actions)
     change = path.dynamics.change
-    return F.smooth_l1_loss(foretold / change, following / change, beta=_SMALL_ERROR)
+    return F.smooth_l1_loss(predicted / change, following / change, beta=_SMALL_ERROR)
 
 
-def foretelling_error(path: StatePath, states: Tensor, actions: Tensor | None, mask: Tensor) -> Tensor:
-    """How far off each future frame's state is, foretold from the true ones before: mean absolute error, in units of
+def next_state_error(path: StatePath, states: Tensor, actions: Tensor | None, mask: Tensor) -> Tensor:
+    """How far off each future frame's state is, predicted from the true ones before: mean absolute error, in units of
     the usual change.
 
     Args:
-        path: what foretells.
+        path: what predicts.
         states: (B,T,S), the true ones.
         actions: (B,T,A), or None.
         mask: (B,T) bool, False on padded frames, which do not count.
