@@ -117,8 +117,8 @@ class SomethingSomething:
             number = self._numbers.get(key)
             if number is None and self._numbers_path is not None:
                 raise EpisodeError(
-                    f"{self._numbers_path}: no class {key!r}, which video {entry.name} of {entry.split} is of. Copy the "
-                    "whole file again, or remove it to go without numbers of classes."
+                    f"{self._numbers_path}: no class {key!r}, which video {entry.name} of {entry.split} is of. "
+                    "Copy the whole file again, or remove it to go without numbers of classes."
                 )
             metadata |= {"template": entry.template, "placeholders": list(entry.placeholders)}
             metadata |= {"class": key, "class_index": number}
@@ -177,11 +177,8 @@ def _class_of(template: str) -> str:
 
 def _labels(root: Path, split: str) -> Path | None:
     """Path of a label file: as published today, or under its older name."""
-    names = (
-        f"labels/{split}.json",
-        f"labels/something-something-v2-{split}.json",
-        f"something-something-v2-{split}.json",
-    )
+    older = f"something-something-v2-{split}.json"
+    names = (f"labels/{split}.json", f"labels/{older}", older)
     return next((root / name for name in names if (root / name).is_file()), None)
 
 

@@ -10,27 +10,30 @@ _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"sidx", b"pnot"}
 
 
-def missing_bytes(source: Path | bytes) -> int:
-    """How many bytes a file's last part reaches past its end; 0 where it is whole or does not say.
+def sizes(source: Path | bytes) -> tuple[int, int]:
+    """Length of a file in bytes, and how many are missing: its last part reaches as far past the end.
 
-    Knows MP4 and MOV, Matroska and WebM, AVI, and GIF. Raises OSError where the file cannot be read.
+    The latter is 0 where the file is whole or does not say. Knows MP4 and MOV, Matroska and WebM, AVI, and GIF. A file
+    that cannot be read has no bytes and lacks none.
     """
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(0)
-        begin = file.read(12)
-        file.seek(0)
-        if begin[4:8] in _BOXES:
-            end = _end_of_boxes(file, size)
-        elif begin[:4] == _EBML:
-            end = _end_of_segment(file, size)
-        elif begin[:4] == b"RIFF" and begin[8:12] == b"AVI ":
-            end = _end_of_riff(file, size)
-        elif begin[:6] in (b"GIF87a", b"GIF89a"):
-            end = _end_of_gif(file, size)
-        else:
-            end = size
-    return max(0, end - size)
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            size = file.seek(0, io.SEEK_END)
+            return size, max(0, _claimed_end(file, size) - size)
+    except OSError:
+        return 0, 0
+
+
+def _claimed_end(file: BinaryIO, size: int) -> int:
+    file.seek(0)
+    begin = file.read(12)
+    if begin[4:8] in _BOXES:
+        return _end_of_boxes(file, size)
+    if begin[:4] == _EBML:
+        return _end_of_segment(file, size)
+    if begin[:4] == b"RIFF" and begin[8:12] == b"AVI ":
+        return _end_of_riff(file, size)
+    return _end_of_gif(file, size) if begin[:6] in (b"GIF87a", b"GIF89a") else size
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
