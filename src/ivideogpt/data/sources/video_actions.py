@@ -170,9 +170,8 @@ def _read_parquet(path: Path, frames: int) -> tuple[npt.NDArray[Any], tuple[tupl
     table.validate(full=True)
     columns = []
     for name in names:
-        values = np.array(table.column(name).to_pylist())
         try:
-            columns.append(as_track(f"column {name!r}", values, table.num_rows))
+            columns.append(as_track(f"column {name!r}", table.column(name).to_pylist(), table.num_rows))
         except (EpisodeError, ValueError) as error:
             raise EpisodeError(f"{error} Only columns of numbers may be in it, without gaps.") from error
     return np.concatenate(columns, axis=1), tuple(

@@ -26,12 +26,14 @@ _CURE = "Copy or record it again, or cut it in front of this place."
 # Containers that hold frames themselves; others may be lists that name further files or addresses.
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv"
 
-# Codecs of which each packet is one shown frame, so that packets tell the times of all frames.
-_FRAME_A_PACKET = {"h264", "hevc", "av1", "mjpeg", "ffv1"}
+# Decoders for which each packet is one shown frame, so that packets tell the times of all frames.
+_FRAME_A_PACKET = {"h264", "hevc", "libdav1d", "libaom-av1", "av1", "mjpeg", "ffv1"}
 
 # AVCOL_SPC_* as they come, to SWS_CS_*; all others are BT.601.
 _BT601, _MATRICES = 5, {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2
+
+_DEFAULT, _COVER = 1, 0x400  # AV_DISPOSITION_*: the stream to take, and a picture that is no video
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Decoder:
                 require_picture_size(context.width, context.height, where)
             context.thread_count = 1  # work is shared out by files
             context.options = {"max_pixels": str(MOST_PIXELS)}
-            self.complete = context.codec.canonical_name in _FRAME_A_PACKET
+            self.complete = context.codec.name in _FRAME_A_PACKET
         except Exception:
             self.container.close()
             raise
@@ -157,12 +159,13 @@ class Decoder:
         return self.waiting is not None and self.waiting.pts == target
 
     def _choose(self) -> tuple[VideoStream, int]:
-        from av.stream import Disposition
-
-        streams = [s for s in self.container.streams.video if not s.disposition & Disposition.attached_pic]
+        marks = {
+            s.index: int(getattr(s, "disposition", 0)) for s in self.container.streams.video
+        }  # none before PyAV 14
+        streams = [s for s in self.container.streams.video if not marks[s.index] & _COVER]
         if not streams:
             raise EpisodeError(f"{self.where}: no video in this file. Give a file that holds some.")
-        chosen = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+        chosen = next((s for s in streams if marks[s.index] & _DEFAULT), streams[0])
         if chosen.codec_context is None:
             raise EpisodeError(
                 f"{self.where}: no decoder for this video is installed. Convert it to H.264 with ffmpeg."
