@@ -203,6 +203,7 @@ def test_sound_comes_first() -> None:
     assert numbers(video) == list(range(8)) and video.stream == (1, 1)
 
 
+@pytest.mark.skipif(not hasattr(av.stream, "Disposition"), reason="this PyAV cannot mark a stream")
 @pytest.mark.parametrize("default", [None, 0, 1])
 def test_the_default_of_two_streams(default: int | None) -> None:
     file = io.BytesIO()
@@ -210,7 +211,7 @@ def test_the_default_of_two_streams(default: int | None) -> None:
         streams: list[Any] = [container.add_stream("ffv1", rate=10) for _ in range(2)]
         for number, stream in enumerate(streams):
             stream.width, stream.height, stream.pix_fmt = W + 16 * number, H, "bgr0"
-            stream.disposition = av.stream.Disposition.default if number == default else av.stream.Disposition(0)
+            stream.disposition = int(number == default)
         for number, stream in enumerate(streams):
             frame = av.VideoFrame.from_ndarray(picture(number, H, W + 16 * number), "rgb24")
             container.mux(stream.encode(frame.reformat(format="bgr0")) + stream.encode())

@@ -30,7 +30,8 @@ _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,mpegts,mpeg,ogg,flv
 _FRAME_A_PACKET = {"h264", "hevc", "libdav1d", "libaom-av1", "av1", "mjpeg", "ffv1"}
 
 # AVCOL_SPC_* as they come, to SWS_CS_*; all others are BT.601.
-_BT601, _MATRICES = 5, {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+_BT709, _BT601 = 1, 5
+_MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 _LIMITED, _FULL = 1, 2
 
 _DEFAULT, _COVER = 1, 0x400  # AV_DISPOSITION_*: the stream to take, and a picture that is no video
@@ -110,8 +111,11 @@ class Decoder:
         options: dict[str, Any] = {}
         if not picture.format.is_rgb and len(picture.format.components) >= 3:
             full = picture.color_range == _FULL or picture.format.name.startswith("yuvj")
+            matrix = _MATRICES.get(int(picture.colorspace), _BT601)
             options = {
-                "src_colorspace": _MATRICES.get(int(picture.colorspace), _BT601),
+                "src_colorspace": matrix,
+                # RGB has no matrix; older PyAV leaves the source's out where both are the same.
+                "dst_colorspace": _BT709 if matrix == _BT601 else _BT601,
                 "src_color_range": _FULL if full else _LIMITED,
                 "dst_color_range": _FULL,
             }
@@ -159,9 +163,7 @@ class Decoder:
         return self.waiting is not None and self.waiting.pts == target
 
     def _choose(self) -> tuple[VideoStream, int]:
-        marks = {
-            s.index: int(getattr(s, "disposition", 0)) for s in self.container.streams.video
-        }  # none before PyAV 14
+        marks = {s.index: _disposition(s) for s in self.container.streams.video}
         streams = [s for s in self.container.streams.video if not marks[s.index] & _COVER]
         if not streams:
             raise EpisodeError(f"{self.where}: no video in this file. Give a file that holds some.")
@@ -216,6 +218,11 @@ class Decoder:
             if time < picture.pts and last is not None:
                 raise EpisodeError(f"{self.where}: damaged at frame {self.at}, which cannot be decoded. {_CURE}")
         return picture.pts
+
+
+def _disposition(stream: VideoStream) -> int:
+    mark = getattr(stream, "disposition", 0)  # PyAV 13 has none, later ones a number or a flag
+    return int(getattr(mark, "value", mark))
 
 
 def _open(source: Path | bytes, where: str) -> InputContainer:
