@@ -16,6 +16,7 @@ from PIL import Image
 
 from ivideogpt.data.sources import video as video_module
 from ivideogpt.data.sources.video import Video
+from ivideogpt.data.sources.video_parts import size_and_fault
 from ivideogpt.errors import EpisodeError
 
 H, W = 48, 64
@@ -422,3 +423,15 @@ def test_damaged_files_are_read_or_refused(form: str) -> None:
             except EpisodeError as error:
                 assert str(error).startswith("x: ")
         video.close()
+
+
+def test_a_matroska_whose_parts_do_not_follow_is_told() -> None:
+    data = encoded(12, "webm", "libvpx-vp9", options={"speed": "8", "g": "4"})
+    assert size_and_fault(data) == (len(data), "")
+    with av.open(io.BytesIO(data)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    at = data.index(packets[5]) - 6  # of a SimpleBlock: its name, its size in two bytes, stream, time, flags
+    at = data.rindex(b"\xa3", 0, at + 2)
+    broken = data[: at + 1] + b"\x85" + data[at + 2 :]
+    with pytest.raises(EpisodeError, match=r"^x: breaks off after \d+ frames \((no part of it begins|.*too early)"):
+        list(Video(broken, "x").frames())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivideogpt.data.sources.recording import Frame
 from ivideogpt.data.sources.video_decoder import Decoder, Timetable
-from ivideogpt.data.sources.video_size import sizes
+from ivideogpt.data.sources.video_parts import size_and_fault
 from ivideogpt.errors import EpisodeError
 from ivideogpt.files import look_at
 
@@ -115,8 +115,8 @@ class Video:
         """
         if self._length is None:
             self._opened()
-            _, missing = sizes(self._source)
-            timetable = None if missing else self._times()
+            _, fault = size_and_fault(self._source)
+            timetable = None if fault else self._times()
             if timetable is not None:
                 return len(timetable.times)
             while self._length is None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ivideogpt.data.sources.images import MOST_PIXELS, require_picture_size
 from ivideogpt.data.sources.recording import Frame
-from ivideogpt.data.sources.video_size import sizes
+from ivideogpt.data.sources.video_parts import size_and_fault
 from ivideogpt.errors import EpisodeError
 
 if TYPE_CHECKING:
@@ -195,9 +195,7 @@ class Decoder:
             yield from self._rest()
         elif sent and last is not None:
             fault = f"{len(sent)} of its last frames cannot be decoded"
-        size, missing = sizes(self.source)
-        if missing:
-            fault = f"the file ends at byte {size}, at least {missing} too early"
+        fault = size_and_fault(self.source)[1] or fault
         if fault:
             raise EpisodeError(f"{self.where}: breaks off after {self.at} frames ({fault}). {_CURE}")
 
@@ -241,7 +239,7 @@ def _open(source: Path | bytes, where: str) -> InputContainer:
     except PermissionError as error:
         raise EpisodeError(f"{where}: no permission to read it. Change its permissions or copy it.") from error
     except Exception as error:  # PyAV has errors of many bases
-        size, _ = sizes(source)
+        size, _ = size_and_fault(source)
         reason = getattr(error, "strerror", None) or str(error)
         raise EpisodeError(
             f"{where}: these {size} bytes cannot be opened as a video ({reason}): cut before the index, damaged, or no "

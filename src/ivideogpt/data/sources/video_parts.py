@@ -1,4 +1,4 @@
-"""How long a video file must be by its own parts: a container that was cut is told without decoding."""
+"""What a video file's own parts say of its length: a container that was cut or broken is told without decoding."""
 
 from __future__ import annotations
 
@@ -6,31 +6,39 @@ import io
 from pathlib import Path
 from typing import BinaryIO
 
-_EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_EBML = 0x1A45DFA3
+# Elements of Matroska with parts to look at, and those that are passed over: all that may lie in a segment or cluster.
+_ENTERED = {0x18538067, 0x1F43B675}
+_PASSED = {_EBML, 0x114D9B74, 0x1549A966, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367, 0xEC, 0xBF}
+_PASSED |= {0xE7, 0x5854, 0xA7, 0xAB, 0xA3, 0xA0, 0xAF}
 _BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"styp", b"moof", b"sidx", b"pnot"}
 
 
-def sizes(source: Path | bytes) -> tuple[int, int]:
-    """Length of a file in bytes, and how many are missing: its last part reaches as far past the end.
+def size_and_fault(source: Path | bytes) -> tuple[int, str]:
+    """Length of a file in bytes, and what is wrong with it: that it was cut, or where its parts do not follow.
 
-    The latter is 0 where the file is whole or does not say. Knows MP4 and MOV, Matroska and WebM, AVI, and GIF. A file
-    that cannot be read has no bytes and lacks none.
+    The latter is empty where the file is whole or does not say. Knows MP4 and MOV, Matroska and WebM, AVI, and GIF. A
+    file that cannot be read has no bytes and no fault.
     """
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             size = file.seek(0, io.SEEK_END)
-            return size, max(0, _claimed_end(file, size) - size)
+            end = _claimed_end(file, size)
     except OSError:
-        return 0, 0
+        return 0, ""
+    if end < 0:
+        return size, f"no part of it begins at byte {-end}, where one must"
+    return size, f"the file ends at byte {size}, at least {end - size} too early" if end > size else ""
 
 
 def _claimed_end(file: BinaryIO, size: int) -> int:
+    """Where the last part ends; the place as a negative number where something is that is no part."""
     file.seek(0)
     begin = file.read(12)
     if begin[4:8] in _BOXES:
         return _end_of_boxes(file, size)
-    if begin[:4] == _EBML:
-        return _end_of_segment(file, size)
+    if int.from_bytes(begin[:4], "big") == _EBML:
+        return _end_of_elements(file, size)
     if begin[:4] == b"RIFF" and begin[8:12] == b"AVI ":
         return _end_of_riff(file, size)
     return _end_of_gif(file, size) if begin[:6] in (b"GIF87a", b"GIF89a") else size
@@ -52,25 +60,23 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
     return at
 
 
-def _end_of_segment(file: BinaryIO, size: int) -> int:
-    at = 0
+def _end_of_elements(file: BinaryIO, size: int) -> int:
+    at = end = 0
     while at < size:
         file.seek(at)
-        name = file.read(4)
-        first = file.read(1)
-        if not first or first == b"\0":
-            return size
-        width = 9 - first[0].bit_length()
-        rest = first + file.read(width - 1)
-        length = int.from_bytes(rest, "big") & ((1 << 7 * width) - 1)
-        if length == (1 << 7 * width) - 1:
-            return size  # written while it went on, so of unknown length
-        at += 4 + width + length
-        if name == _SEGMENT:
-            return at
-        if name != _EBML:
-            return size
-    return at
+        head = file.read(12)
+        name_width = 9 - head[0].bit_length()
+        first = head[name_width] if name_width < len(head) else 0
+        width = 9 - first.bit_length()
+        name = int.from_bytes(head[:name_width], "big")
+        if name not in _ENTERED | _PASSED or width > 8:
+            return -at if len(head) == 12 else max(end, size)
+        claimed = int.from_bytes(head[name_width : name_width + width], "big") & (1 << 7 * width) - 1
+        content, endless = at + name_width + width, claimed == (1 << 7 * width) - 1
+        if not endless:
+            end = max(end, content + claimed)
+        at = content if name in _ENTERED or endless else content + claimed
+    return end
 
 
 def _end_of_riff(file: BinaryIO, size: int) -> int:
@@ -89,7 +95,6 @@ def _end_of_riff(file: BinaryIO, size: int) -> int:
 
 
 def _end_of_gif(file: BinaryIO, size: int) -> int:
-    """Of a GIF only whether it ends with its trailer is known."""
     file.seek(10)
     flags = file.read(3)
     at = 13 + _palette(flags)
