@@ -170,6 +170,15 @@ def read_example(path: Path, span: Span) -> Example:
 
 
 @contextmanager
+def naming_record(path: Path, number: int) -> Iterator[None]:
+    """Errors of the block begin with the path and say which record of the file they are about."""
+    try:
+        yield
+    except EpisodeError as error:
+        raise EpisodeError(f"{path}: record {number}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+@contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """A file and its size in bytes; what the system refuses while it is open is an `EpisodeError` that names it."""
     look_at(path, EpisodeError)
