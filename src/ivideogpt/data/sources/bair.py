@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ivideogpt.data.sources.recording import Frame, Recording, as_track
-from ivideogpt.data.sources.tfrecord import Example, Span, index_records, read_example
+from ivideogpt.data.sources.tfrecord import Example, Span, index_records, naming_record, read_example
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import look_at
 
@@ -81,11 +81,8 @@ class BairDataset:
             EpisodeError: the record is damaged, or lacks a key. The message begins with the path of its file.
         """
         _, file, number, span = self._records[index]
-        example = read_example(file, span)
-        try:
-            return self._recording(example, index)
-        except EpisodeError as error:
-            raise EpisodeError(f"{file}: record {number}: {error}") from error
+        with naming_record(file, number):
+            return self._recording(read_example(file, span), index)
 
     def _recording(self, example: Example, index: int) -> Recording:
         split, file, number, span = self._records[index]
@@ -168,18 +165,15 @@ def _track(example: Example, key: str, length: int) -> npt.NDArray[np.float32] |
 
 
 def _frames(file: Path, span: Span, number: int, camera: str, length: int) -> Iterator[Frame]:
-    example = read_example(file, span)
-    for step in range(length):
-        key = f"{step}/{camera}/encoded"
-        where = f"{file}: record {number}"
-        try:
-            texts = example.texts(key)
-        except EpisodeError as error:
-            raise EpisodeError(f"{where}: {error}") from error
-        held = len(texts[0]) if len(texts) == 1 else f"{len(texts)} pictures"
-        if held != _SIDE * _SIDE * 3:
-            raise EpisodeError(
-                f"{where}: key {key!r} holds {held if len(texts) != 1 else f'{held} bytes'}; it must hold one picture "
-                f"of {_SIDE} * {_SIDE} * 3 raw bytes. Give the original files of BAIR."
-            )
-        yield np.frombuffer(texts[0], np.uint8).reshape(_SIDE, _SIDE, 3).copy()
+    with naming_record(file, number):
+        example = read_example(file, span)
+        for step in range(length):
+            key = f"{step}/{camera}/encoded"
+            pictures = example.texts(key)
+            if [len(data) for data in pictures] != [_SIDE * _SIDE * 3]:
+                held = " and ".join(f"{len(data)} bytes" for data in pictures[:3]) or "nothing"
+                raise EpisodeError(
+                    f"key {key!r} holds {held}; it must hold one picture of {_SIDE} * {_SIDE} * 3 raw bytes. Give the "
+                    "original files of BAIR."
+                )
+            yield np.frombuffer(pictures[0], np.uint8).reshape(_SIDE, _SIDE, 3).copy()

@@ -280,8 +280,8 @@ def _declared(folder: Path, info: dict[str, Any], split: dict[str, Any]) -> _Spl
     most = _MOST_RECORDS if size is None else min(size, _MOST_RECORDS)
     if total > _MOST_SHARDS or min(lengths) < 0 or sum(lengths) > most:
         raise EpisodeError(
-            f"{folder / _INFO}: split {split['name']!r} has {total} shards of {sum(lengths)} records, {min(lengths)} at "
-            f"least; there can be {_MOST_SHARDS} of {most}, 0 at least. Copy it again."
+            f"{folder / _INFO}: split {split['name']!r} has {total} shards and {sum(lengths)} records, {min(lengths)} "
+            f"in one; there can be {_MOST_SHARDS} and {most}, and never fewer than 0. Copy it again."
         )
     values = {"DATASET": info.get("name"), "SPLIT": split["name"], "FILEFORMAT": "tfrecord"}
     shards = []

@@ -21,7 +21,7 @@ from ivideogpt.data.sources.recording import Frame, as_track
 from ivideogpt.data.sources.tfrecord import Example, opened
 from ivideogpt.errors import EpisodeError
 
-_LARGEST_JSON = 64 << 20  # bytes; the largest known have some hundred thousand
+_LARGEST_JSON = 16 << 20  # bytes; known ones have at most some hundred thousand
 _MOST_DEFLATED = 1033  # no deflated data become more times as long
 _FLOATS = "float16", "float32", "float64", "bfloat16"
 _WHOLE = "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
@@ -188,10 +188,10 @@ def _is_language(feature: Feature) -> bool:
 
 def _states(observations: list[tuple[str, Feature]]) -> Iterator[tuple[str, Feature]]:
     """`state`, else the floats of rank 0 or 1 that are no embeddings."""
-    numbers = [(name, f) for name, f in observations if f.kind == "number" and f.size and len(f.shape) <= 1]
-    own = [(name, f) for name, f in numbers if name == "state" or name.startswith("state/")]
+    numbers = [(name, feature) for name, feature in observations if feature.kind == "number" and feature.size]
+    own = [(name, feature) for name, feature in numbers if name == "state" or name.startswith("state/")]
     for name, feature in own or numbers:
-        if own or (feature.dtype in _FLOATS and "embedding" not in name):
+        if own or (feature.dtype in _FLOATS and len(feature.shape) <= 1 and "embedding" not in name):
             yield name, feature
 
 
