@@ -26,6 +26,7 @@ from ivideogpt.files import look_at
 
 _HEADER, _FOOTER = 12, 4  # bytes before and after a payload
 _SEARCHED = 1 << 12, 1 << 20  # bytes searched at a time, at first and at most
+_MOST_SEARCHES = 10_000  # of one file; each takes a part of a millisecond
 _MASK, _ROTATION = 0xA282EAD8, 15
 _TIMES_IN_MEMORY = 3  # a payload, the message made of it, what is made of that
 _COPY = "Copy or download the file again."
@@ -114,7 +115,7 @@ def index_records(path: Path) -> list[Span]:
         if size == 0:
             return [Span(0, 0, f"0 bytes; a file of records has at least one. {_COPY}")]
         spans: list[Span] = []
-        position = 0
+        position = searches = 0
         while position < size:
             file.seek(position)
             header = file.read(_HEADER)
@@ -125,7 +126,8 @@ def index_records(path: Path) -> list[Span]:
                 continue
             # Where bytes are missing, the next record may begin within the one that is thought to lie before it.
             before = span.start if _is_header(header) else spans[-1].start if spans else 1
-            position = _next_record(file, before, size)
+            searches += 1
+            position = _next_record(file, before, size) if searches <= _MOST_SEARCHES else size
             if position >= span.start or not spans:
                 spans.append(span)
         return spans
