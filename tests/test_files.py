@@ -222,3 +222,9 @@ def test_paths_that_it_can_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert look_at(path, OutputError) == path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert look_at("~/file", OutputError) == tmp_path / "file"
+
+
+def test_a_null_byte_in_a_path_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="has a null byte in it"):
+        write_text_atomically(tmp_path / "a\0b" / "c.txt", "text")
+    assert not list(tmp_path.iterdir())

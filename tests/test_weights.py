@@ -93,6 +93,8 @@ def test_two_tensors_of_one_name_are_refused() -> None:
         (lambda tensor: tensor.to(torch.int8), r"wrong kind \(.* is torch.int8, must be real"),
         (lambda tensor: tensor > 0, r"wrong kind \(.* is torch.bool, must be real"),
         (lambda tensor: tensor + torch.inf, "not finite"),
+        (lambda tensor: tensor.double() + 1e200, "not finite"),
+        (lambda tensor: (tensor * torch.nan).to(torch.float8_e5m2), "not finite"),
     ],
 )
 @pytest.mark.parametrize("part", ["tokenizer", "transformer"])
@@ -103,6 +105,13 @@ def test_weights_are_looked_at(saved: Path, part: str, change: Callable[[Tensor]
         WorldModel.from_pretrained(saved)
     with pytest.raises(CheckpointError, match=message):
         (CompressiveTokenizer if part == "tokenizer" else VideoTransformer).from_pretrained(saved)
+
+
+def test_weights_of_eight_bits_load(saved: Path) -> None:
+    file = saved / "transformer.safetensors"
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, file)
+    weights = dict(VideoTransformer.from_pretrained(saved).named_parameters())
+    assert all(weights[name].dtype == torch.float32 for name in load_file(file))
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,10 @@ def readable_write_errors(path: Path) -> Iterator[None]:
     """Turn a full disk, a missing permission or a file in the way while writing `path` into an `OutputError`."""
     try:
         yield
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise OutputError(f"the path {str(path)!r} has a null byte in it. Choose another place.") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ivideogpt.errors import CheckpointError
 
 Weights = dict[str, Tensor]
+_COUNTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -69,13 +70,22 @@ def load_weights(module: nn.Module, weights: Weights, where: str) -> None:
         CheckpointError: names the tensors that are missing, too many, of a wrong shape or kind, or not finite.
     """
     _require_fit(module, weights, where)
-    broken = [name for name, tensor in weights.items() if not bool(torch.isfinite(tensor).all())]
+    kept = module.state_dict()
+    broken = [name for name, tensor in weights.items() if not _all_finite(tensor, kept[name].dtype)]
     if broken:
         raise CheckpointError(
             f"{where}: {len(broken)} tensors hold values that are not finite ({_first_few(broken)}). "
             "Save or download it again, from before they became so."
         )
     module.load_state_dict(weights)
+
+
+def _all_finite(tensor: Tensor, kept_as: torch.dtype) -> bool:
+    """Whether every value is finite, also once it is kept with less precision."""
+    if not tensor.is_floating_point():
+        return True
+    known = tensor if tensor.dtype in _COUNTED else tensor.float()  # few operations exist for the 8-bit types
+    return bool(torch.isfinite(known.to(kept_as)).all())
 
 
 def _require_fit(module: nn.Module, weights: Weights, where: str) -> None:

@@ -57,6 +57,9 @@ def require_same_episodes(run: Path, episodes: Named) -> None:
         )
         if names
     ]
+    renamed = len(set(old.values()) & set(new.values()) - {old[name] for name in old.keys() & new.keys()})
+    if renamed:
+        found.append(f"{renamed} of the missing ones are there under other names, which changes their order")
     raise ConfigError(
         f"the run in {run} was started on other data: {', '.join(found) or 'others are held out'}, of {len(old)} "
         "episodes. Resume with the old episodes, or start a new run in another folder (--start-from takes "

@@ -272,6 +272,14 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: p
         read_episode(save(tmp_path))
 
 
+def test_episodes_in_subfolders_are_not_left_out_in_silence(tmp_path: Path) -> None:
+    save(tmp_path)
+    (tmp_path / "second").mkdir()
+    save(tmp_path / "second")
+    with pytest.warns(UserWarning, match=r"the episodes in its subfolders \(second\) are left out"):
+        assert len(NpzFolder(tmp_path)) == 1
+
+
 def test_folders_and_files_that_are_mixed_up(tmp_path: Path) -> None:
     folder = tmp_path / "all" / "here"
     folder.mkdir(parents=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -124,8 +125,14 @@ class NpzFolder:
             raise EpisodeError(f"{self.folder}: no such folder. Give a folder of episode files (.npz).")
         # Names that begin with a dot are files still being written.
         self._paths = sorted(path for path in self.folder.glob("*.npz") if not path.name.startswith("."))
+        below = sorted({path.parent.name for path in self.folder.glob("*/*.npz")})
+        if self._paths and below:
+            warnings.warn(
+                f"{self.folder}: the episodes in its subfolders ({', '.join(below[:5])}) are left out; only those in "
+                "the folder itself are read. Move them up, or name the subfolder.",
+                stacklevel=2,
+            )
         if not self._paths:
-            below = sorted({path.parent.name for path in self.folder.glob("*/*.npz")})
             hint = f" There are some in its subfolders ({', '.join(below[:5])}): name one of those." if below else ""
             raise EpisodeError(
                 f"{self.folder}: no episode file (*.npz) in it.{hint or ' Record some, or give another folder.'}"
