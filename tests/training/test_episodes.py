@@ -33,7 +33,10 @@ def test_the_same_data_elsewhere(tmp_path: Path, tokenizer_settings: Settings, m
         (lambda data: (data / "000.npz").unlink(), r"1 missing \(000.npz\)"),
         (lambda data: shutil.copy(data / "000.npz", data / "900.npz"), r"1 new \(900.npz\)"),
         (lambda data: shutil.copy(data / "000.npz", data / "001.npz"), r"1 changed \(001.npz\)"),
-        (lambda data: (data / "000.npz").rename(data / "9.npz"), r"1 missing.*, 1 of the missing .*under other names, .*order"),
+        (
+            lambda data: (data / "000.npz").rename(data / "9.npz"),
+            r"1 missing.*, 1 of the missing .*under other names, .*order",
+        ),
     ],
 )
 def test_other_data_are_refused(

@@ -142,7 +142,8 @@ def _data(config: TransformerConfig) -> dict[str, str]:
     step = "not known, taken as 1" if data.step_size is None else str(data.step_size)
     parts = [data.environment, f"step size {step}", data.frame_rate and f"{data.frame_rate:g} recorded frames a second"]
     keys = [key for key in (data.camera_key, data.action_key, data.state_key) if key is not None]
-    return {"data": ", ".join([part for part in parts if part] + ([f"keys {' '.join(keys)}"] if keys else []))}
+    late = [f"actions {data.action_shift} rows late"] if data.action_shift else []
+    return {"data": ", ".join([part for part in parts if part] + ([f"keys {' '.join(keys)}"] if keys else []) + late)}
 
 
 def _ranges(low: tuple[float, ...], high: tuple[float, ...]) -> str:

@@ -10,6 +10,9 @@ from ivideogpt.cli.training_progress import finish_training, show_training
 from ivideogpt.training.config import TokenizerTrainingConfig
 
 
+_OF_DATA = ("step_size", "split_seed", "camera_key", "action_key", "action_shift")
+
+
 class Options(TokenizerTrainingConfig):
     """Train a tokenizer on episodes: real frames in, tokens and frames out. Can be killed and resumed at any time.
 
@@ -28,7 +31,7 @@ def run(options: Options) -> None:
     figures = show_training("training the tokenizer", train_tokenizer, config, _notice(config))
     argv = ["ivideogpt", "train", "transformer", "--data", str(config.data), "--tokenizer", str(config.out)]
     argv += ["--out", str(_beside(config.out)), "--steps", str(config.steps)]
-    argv += ["--batch-size", str(config.batch_size), *_same(config, "step_size", "split_seed", "camera_key")]
+    argv += ["--batch-size", str(config.batch_size), *_same(config, *_OF_DATA)]
     next_step = shlex.join(argv) + _states(config)
     finish_training(figures, config, next_step, options.as_json)
 
