@@ -9,7 +9,6 @@ from ivideogpt.cli.options import Json
 from ivideogpt.cli.training_progress import finish_training, show_training
 from ivideogpt.training.config import TokenizerTrainingConfig
 
-
 _OF_DATA = ("step_size", "split_seed", "camera_key", "action_key", "action_shift")
 
 
