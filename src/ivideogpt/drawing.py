@@ -6,7 +6,7 @@ Frames are numpy arrays (T, H, W, 3) of uint8; small ones are enlarged by whole 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,13 +43,16 @@ def as_frames(video: Tensor) -> Frames:
     return video.movedim(1, -1).cpu().numpy()
 
 
-def strip(rows: Mapping[str, Frames], context_frames: int, columns: int = 8) -> Image.Image:
+def strip(
+    rows: Mapping[str, Frames], context_frames: int, columns: int = 8, captions: Sequence[str] | None = None
+) -> Image.Image:
     """Some frames of videos of one size, enlarged: a row a video, time to the right.
 
     Args:
         rows: videos by caption, from top to bottom.
         context_frames: the last of them is shown first, then future frames, evenly spread up to the last.
         columns: most frames to show.
+        captions: of the frames; `context` and how many frames later where left out.
     """
     videos = [enlarged(frames, _STRIP_TILE) for frames in rows.values()]
     count, height, width, _ = videos[0].shape
@@ -61,6 +64,7 @@ def strip(rows: Mapping[str, Frames], context_frames: int, columns: int = 8) -> 
     for column, index in enumerate(shown):
         left = _LABEL_WIDTH + column * (width + GAP)
         caption = "context" if index < context_frames else f"+{index - first}"
+        caption = caption if captions is None else captions[index]
         write_text(draw, (left + width // 2, BAR // 2), caption, anchor="mm", fill=FAINT)
         for row, video in enumerate(videos):
             page.paste(Image.fromarray(video[index]), (left, BAR + row * (height + GAP)))

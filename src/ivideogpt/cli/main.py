@@ -19,6 +19,8 @@ from ivideogpt.errors import InputError, unknown_name
 COMMANDS = {
     "demo": "imagine fresh Push-T episodes with the shipped model, and show them",
     "record": "record episodes from a simulator",
+    "convert": "convert a data set of another format into a store",
+    "data": "look at a store: info, stats, verify, show",
     "train tokenizer": "train a tokenizer on episodes",
     "train transformer": "train a transformer on the tokens of a trained tokenizer",
     "predict": "imagine the future of one episode, beside what really happened",

@@ -34,7 +34,7 @@ class Options(BaseOptions):
     model: str
     """A shipped model, a model folder, or a Hub id."""
     episode: str
-    """An episode file (.npz), or pusht:SEED to record a Push-T episode on the spot; seeds from 900000 are held out."""
+    """An episode file (.npz), an episode of a store (STORE#NAME), or pusht:SEED to record a Push-T episode on the spot; seeds from 900000 are held out."""
     out: Path | None = None
     """Folder for what is written; outputs/predict/<model>/<episode> where left out."""
     start: int = Field(0, ge=0)
@@ -129,7 +129,7 @@ def _name_of_model(model: str) -> str:
 def _name_of(episode: str) -> str:
     """A folder's name for an episode; two data folders hold episodes of one name, so it has the folder's too."""
     seed = _pusht_seed(episode)
-    return _joined(_words(Path(episode).with_suffix(""))) if seed is None else f"pusht-{seed}"
+    return _joined(_words(Path(episode.replace("#", "/")).with_suffix(""))) if seed is None else f"pusht-{seed}"
 
 
 def _joined(words: list[str]) -> str:
@@ -153,6 +153,7 @@ def _pusht_seed(episode: str) -> int | None:
 
 def _episode(options: Options, model: Imagines, step_size: int) -> Episode:
     from ivideogpt.data.sources.npz import read_episode
+    from ivideogpt.data.store import Store, as_stored
     from ivideogpt.envs.record import pusht_episode
 
     seed = _pusht_seed(options.episode)
@@ -162,9 +163,12 @@ def _episode(options: Options, model: Imagines, step_size: int) -> Episode:
         shift = model.facts.action_shift if options.action_shift is None else options.action_shift
         takes_actions = model.transformer.config.action_dim is not None
         try:
-            return read_episode(
-                options.episode, camera_key, action_key if takes_actions else None, action_shift=shift or 0
-            )
+            used = action_key if takes_actions else None
+            stored = as_stored(options.episode)
+            if stored is not None:
+                store = Store(stored[0], camera_key, used, action_shift=shift or 0)
+                return store.read(store.index(stored[1]))
+            return read_episode(options.episode, camera_key, used, action_shift=shift or 0)
         except EpisodeError as error:
             own = [
                 key for key in (model.facts.camera_key, model.facts.action_key) if key and f"key {key!r}" in str(error)
@@ -192,14 +196,28 @@ def _next_steps(options: Options) -> list[str]:
 
 
 def _another(episode: str) -> str | None:
-    """The next Push-T seed, or the next file of the folder."""
+    """The next Push-T seed, episode of the store, or file of the folder."""
+    from ivideogpt.data.store import as_stored
+
     seed = _pusht_seed(episode)
     if seed is not None:
         return f"pusht:{seed + 1}"
+    stored = as_stored(episode)
+    if stored is not None:
+        return _another_stored(*stored)
     path = Path(episode)
     files = sorted(file for file in path.parent.glob("*.npz") if not file.name.startswith("."))
     others = [file for file in files if file.name > path.name] + [file for file in files if file.name < path.name]
     return str(others[0]) if others else None
+
+
+def _another_stored(folder: Path, name: str) -> str | None:
+    """The next episode of a store."""
+    from ivideogpt.data.store import Store, any_camera, stored_name
+
+    store = Store(folder, any_camera(folder), action_key=None)
+    following = store.name((store.index(name) + 1) % len(store))
+    return stored_name(folder, following) if following != name else None
 
 
 def _command(options: Options, **changes: Any) -> str:

@@ -22,6 +22,7 @@ class Options(TransformerTrainingConfig):
 
 def run(options: Options) -> None:
     """Train, showing progress."""
+    from ivideogpt.data.store import is_store, stored_name
     from ivideogpt.training.episodes import held_out_episodes
     from ivideogpt.training.run import train_transformer
 
@@ -30,6 +31,7 @@ def run(options: Options) -> None:
     argv = ["ivideogpt", "predict", "--model", str(config.out)]
     held_out = held_out_episodes(config.out)
     if held_out:
-        argv += ["--episode", str(config.data / held_out[0])]
+        one = held_out[0]
+        argv += ["--episode", stored_name(config.data, one) if is_store(config.data) else str(config.data / one)]
     next_step = shlex.join(argv)
     finish_training(figures, config, next_step, options.as_json)

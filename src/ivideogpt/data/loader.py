@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ivideogpt.data.augment import NONE, AugmentSpec, augment
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.processes import readable_worker_errors, require_shared_memory
-from ivideogpt.data.segment import Segment, SegmentSpec, choose_frames, cut_segment
+from ivideogpt.data.segment import FrameChoice, Segment, SegmentSpec, Tracks, choose_frames, cut_segment, segment_of
 from ivideogpt.errors import ConfigError, EpisodeError, InputError
 
 
@@ -42,6 +42,23 @@ class TrackSource(EpisodeSource, Protocol):
 
     def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """States (T,S) and actions (T,A) or None of episode `index`."""
+        ...
+
+
+@runtime_checkable
+class PartSource(EpisodeSource, Protocol):
+    """One that can read single frames; nothing of it is kept in memory."""
+
+    def length(self, index: int) -> int:
+        """Frames of episode `index`."""
+        ...
+
+    def frames(self, index: int, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Frames (N,H,W,3) of episode `index`, in the order of `rows`."""
+        ...
+
+    def tracks(self, index: int) -> Tracks:
+        """What was recorded beside the frames of episode `index`."""
         ...
 
 
@@ -149,6 +166,7 @@ class SegmentLoader:
         self.augment = augment
         self.workers = workers
         self.states = states
+        self._parts = source if isinstance(source, PartSource) else None
         self._episodes = _EpisodeCache(source, limit=cache_mb * 2**20 // max(1, workers))
 
     def batch_at(self, step: int) -> Batch:
@@ -185,15 +203,28 @@ class SegmentLoader:
     def _segment(self, step: int, row: int) -> Segment:
         rng = np.random.default_rng((self.seed, step, row))
         index = self.indices[rng.integers(len(self.indices))]
-        episode = self._episodes.read(index)
-        try:
-            choice = choose_frames(self.spec, episode.length, rng, shrink=episode.actions is None)
-        except EpisodeError as error:
-            raise EpisodeError(f"episode {index} of the dataset: {error}") from error
-        segment = cut_segment(episode, choice, resolution=None)
+        segment = self._read_part(index, rng) if self._parts is not None else self._cut(index, rng)
         frames = augment(segment.frames, self.augment, self.resolution, rng)
         states = segment.states if self.states else None
         return Segment(frames, segment.actions, segment.rewards, segment.mask, states)
+
+    def _cut(self, index: int, rng: np.random.Generator) -> Segment:
+        episode = self._episodes.read(index)
+        choice = self._choose(index, episode.length, rng, shrink=episode.actions is None)
+        return cut_segment(episode, choice, resolution=None)
+
+    def _read_part(self, index: int, rng: np.random.Generator) -> Segment:
+        """The same without reading any other frame."""
+        assert self._parts is not None, "the source reads parts"
+        tracks = self._parts.tracks(index)
+        choice = self._choose(index, self._parts.length(index), rng, shrink=tracks.actions is None)
+        return segment_of(self._parts.frames(index, choice.indices), tracks, choice)
+
+    def _choose(self, index: int, length: int, rng: np.random.Generator, *, shrink: bool) -> FrameChoice:
+        try:
+            return choose_frames(self.spec, length, rng, shrink=shrink)
+        except EpisodeError as error:
+            raise EpisodeError(f"episode {index} of the dataset: {error}") from error
 
 
 class _EpisodeCache:

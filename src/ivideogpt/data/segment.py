@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -129,6 +129,14 @@ class Segment:
     states: Tensor | None = None
 
 
+class Tracks(NamedTuple):
+    """What was recorded beside the frames of a whole episode, see `Episode`."""
+
+    actions: npt.NDArray[np.float32] | None
+    rewards: npt.NDArray[np.float32] | None
+    states: npt.NDArray[np.float32] | None
+
+
 def action_blocks(
     actions: npt.NDArray[np.float32], frames: Sequence[int] | npt.NDArray[np.int64], step_size: int
 ) -> npt.NDArray[np.float32]:
@@ -191,16 +199,23 @@ def cut_segment(episode: Episode, choice: FrameChoice, resolution: int | None) -
         choice: frames, padding mask and how many actions each has.
         resolution: side R of the frames; see `fit_to_square`. None keeps them as recorded.
     """
+    segment = segment_of(
+        episode.frames[choice.indices], Tracks(episode.actions, episode.rewards, episode.states), choice
+    )
+    return segment if resolution is None else replace(segment, frames=fit_to_square(segment.frames, resolution))
+
+
+def segment_of(frames: npt.NDArray[np.uint8], tracks: Tracks, choice: FrameChoice) -> Segment:
+    """The segment of the chosen frames (N,H,W,3), which are all that was read, and the tracks of a whole episode."""
     rows, actions = choice.indices, None
-    if episode.actions is not None:
-        actions = torch.from_numpy(action_blocks(episode.actions, rows, choice.step_size))
-    frames = torch.from_numpy(episode.frames[rows]).permute(0, 3, 1, 2).contiguous()
+    if tracks.actions is not None:
+        actions = torch.from_numpy(action_blocks(tracks.actions, rows, choice.step_size))
     return Segment(
-        frames=frames if resolution is None else fit_to_square(frames, resolution),
+        frames=torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
         actions=actions,
-        rewards=None if episode.rewards is None else torch.from_numpy(episode.rewards[rows]),
+        rewards=None if tracks.rewards is None else torch.from_numpy(tracks.rewards[rows]),
         mask=torch.from_numpy(choice.mask),
-        states=None if episode.states is None else torch.from_numpy(episode.states[rows]),
+        states=None if tracks.states is None else torch.from_numpy(tracks.states[rows]),
     )
 
 

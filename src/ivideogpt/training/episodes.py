@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from ivideogpt.data.sources.npz import NpzFolder
+from ivideogpt.data.store import Store
 from ivideogpt.errors import ConfigError
 from ivideogpt.files import write_text_atomically
 
@@ -15,10 +16,10 @@ Named = dict[str, dict[str, str]]
 """For `training` and `held_out`: the episodes' names, each with a fingerprint of what is in the file."""
 
 
-def named_episodes(source: NpzFolder, training: list[int], held_out: list[int]) -> Named:
+def named_episodes(source: NpzFolder | Store, training: list[int], held_out: list[int]) -> Named:
     """Names and fingerprints; a folder that is moved keeps them."""
     parts = {"training": training, "held_out": held_out}
-    return {part: {source.path(i).name: source.fingerprint(i) for i in indices} for part, indices in parts.items()}
+    return {part: {source.name(i): source.fingerprint(i) for i in indices} for part, indices in parts.items()}
 
 
 def save_episodes(run: Path, episodes: Named) -> None:

@@ -18,6 +18,7 @@ from ivideogpt.data.facts import RewardScale, facts_of, reward_scale
 from ivideogpt.data.loader import Batch, SegmentLoader, split_episodes
 from ivideogpt.data.segment import SegmentSpec
 from ivideogpt.data.sources.npz import NpzFolder
+from ivideogpt.data.store import Store, is_store
 from ivideogpt.devices import choose_device, choose_precision
 from ivideogpt.errors import ConfigError
 from ivideogpt.tokenizer import CompressiveTokenizer
@@ -48,7 +49,7 @@ class CacheReport:
 class Episodes(NamedTuple):
     """Recorded episodes, and which of them are for what."""
 
-    source: NpzFolder
+    source: NpzFolder | Store
     training: list[int]
     held_out: list[int]
 
@@ -136,7 +137,8 @@ def open_episodes(config: TrainingConfig, action_key: str | None) -> Episodes:
     """
     state_key = config.state_key if config.states else None
     rewards = isinstance(config, TransformerTrainingConfig) and config.rewards
-    source = NpzFolder(config.data, config.camera_key, action_key, state_key, rewards, config.action_shift)
+    reader = Store if is_store(config.data) else NpzFolder
+    source = reader(config.data, config.camera_key, action_key, state_key, rewards, config.action_shift)
     return Episodes(source, *split_episodes(len(source), seed=config.split_seed))
 
 

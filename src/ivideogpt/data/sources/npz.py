@@ -28,7 +28,7 @@ from ivideogpt.devices import free_memory
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import look_at, write_atomically
 
-REWARD_KEY, STATE_KEY, CONTACT_KEY, METADATA_KEY = "reward", "state", "contact", "metadata"
+ACTION_KEY, REWARD_KEY, STATE_KEY, CONTACT_KEY, METADATA_KEY = "action", "reward", "state", "contact", "metadata"
 
 _CURES = {
     "action key": " Video without actions: pass action_key=None, or --no-actions.",
@@ -74,7 +74,7 @@ def read_episode(
         EpisodeError: the file is missing or damaged, claims to hold more than it can, lacks a key, or its arrays are
             malformed. The message begins with the path.
     """
-    with _opened(Path(path)) as archive:
+    with opened(Path(path)) as archive:
         return _episode_from(archive, camera_key, action_key, state_key, rewards, action_shift)
 
 
@@ -145,9 +145,13 @@ class NpzFolder:
         """Path of episode `index`."""
         return self._paths[index]
 
+    def name(self, index: int) -> str:
+        """Name of the file of episode `index`."""
+        return self._paths[index].name
+
     def fingerprint(self, index: int) -> str:
         """Of what is in the file of episode `index`: equal for equal arrays, whatever the file is called."""
-        with _opened(self._paths[index]) as archive:
+        with opened(self._paths[index]) as archive:
             members = archive.zip
             assert members is not None, "the archive is open"
             content = sorted((info.filename, info.file_size, info.CRC) for info in members.infolist())
@@ -155,8 +159,8 @@ class NpzFolder:
 
     def length(self, index: int) -> int:
         """Frames of episode `index`, by what its file claims to hold."""
-        with _opened(self._paths[index]) as archive:
-            return _claimed_shape(archive, self.camera_key, "camera key")[0]
+        with opened(self._paths[index]) as archive:
+            return claimed_shape(archive, self.camera_key, "camera key")[0]
 
     def read(self, index: int) -> Episode:
         """Read episode `index`; raises EpisodeError as `read_episode` does."""
@@ -165,8 +169,8 @@ class NpzFolder:
 
     def read_tracks(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32] | None]:
         """States (T,S) and actions (T,A) or None of episode `index`, without its frames; raises as `read_episode`."""
-        with _opened(self._paths[index]) as archive:
-            states = _as_float32("states", _read_array(archive, self.state_key or STATE_KEY, "state key"))
+        with opened(self._paths[index]) as archive:
+            states = as_float32("states", read_array(archive, self.state_key or STATE_KEY, "state key"))
             require_track("states", states, rank=2, length=states.shape[0] if states.ndim else 0)
             if self.action_key is None:
                 return states, None
@@ -174,22 +178,22 @@ class NpzFolder:
 
     def read_actions(self, index: int) -> tuple[npt.NDArray[np.float32] | None, dict[str, Any]]:
         """Actions (T,A), or None where no key names any, and metadata of episode `index`, without its frames."""
-        with _opened(self._paths[index]) as archive:
-            metadata = _read_metadata(archive)
+        with opened(self._paths[index]) as archive:
+            metadata = read_metadata(archive)
             if self.action_key is None:
                 return None, metadata
             return _read_actions(archive, self.action_key, None, self.action_shift), metadata
 
     def read_rewards(self, index: int) -> npt.NDArray[np.float32]:
         """Rewards (T,) of episode `index`, without its frames; raises as `read_episode` does."""
-        with _opened(self._paths[index]) as archive:
+        with opened(self._paths[index]) as archive:
             rewards = _read_rewards(archive)
             require_track("rewards", rewards, rank=1, length=len(rewards) if rewards.ndim else 0)
             return rewards
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """The archive, open for the length of the block, in which every fault is an `EpisodeError` that names the file."""
     path = look_at(path, EpisodeError)
     if path.is_dir():
@@ -228,8 +232,8 @@ def _episode_from(
     states = None
     actions = None if action_key is None else _read_actions(archive, action_key, None, action_shift)
     if state_key is not None:
-        states = _as_float32("states", _read_array(archive, state_key, "state key"))
-    frames = _as_uint8(_read_array(archive, camera_key, "camera key"))
+        states = as_float32("states", read_array(archive, state_key, "state key"))
+    frames = as_uint8(read_array(archive, camera_key, "camera key"))
     if state_key is None:
         states = _read_optional(archive, STATE_KEY, rank=2, length=len(frames))
     return Episode(
@@ -238,16 +242,17 @@ def _episode_from(
         rewards=_read_rewards(archive) if rewards else _read_optional(archive, REWARD_KEY, rank=1, length=len(frames)),
         states=states,
         contacts=_read_optional(archive, CONTACT_KEY, rank=1, length=len(frames)),
-        metadata=_read_metadata(archive),
+        metadata=read_metadata(archive),
     )
 
 
-def _read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
-    _claimed_shape(archive, key, kind)
+def read_array(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> npt.NDArray[Any]:
+    """An array, once what it claims to hold was found to be possible; `kind` is what a message calls the key."""
+    claimed_shape(archive, key, kind)
     return np.asarray(archive[key])
 
 
-def _claimed_shape(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> tuple[int, ...]:
+def claimed_shape(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> tuple[int, ...]:
     """What an array's header says, compared with what there is, without reading the array."""
     if key not in archive.files:
         raise EpisodeError(unknown_name(kind, key, archive.files) + _CURES.get(kind, ""))
@@ -281,7 +286,7 @@ def _claimed_shape(archive: np.lib.npyio.NpzFile, key: str, kind: str) -> tuple[
 
 def _read_actions(archive: np.lib.npyio.NpzFile, key: str, length: int | None, shift: int) -> npt.NDArray[np.float32]:
     """Actions (T,A), the one done at frame j in row j; past the end the last is repeated. None: any length."""
-    actions = _as_float32("actions", _read_array(archive, key, "action key"))
+    actions = as_float32("actions", read_array(archive, key, "action key"))
     require_track("actions", actions, rank=2, length=length or (actions.shape[0] if actions.ndim else 0))
     if shift >= len(actions) > 0:
         raise EpisodeError(f"action_shift is {shift}, but there are {len(actions)} actions. Shift by fewer rows.")
@@ -289,7 +294,7 @@ def _read_actions(archive: np.lib.npyio.NpzFile, key: str, length: int | None, s
 
 
 def _read_rewards(archive: np.lib.npyio.NpzFile) -> npt.NDArray[np.float32]:
-    rewards = _as_float32("rewards", _read_array(archive, REWARD_KEY, "reward key"))
+    rewards = as_float32("rewards", read_array(archive, REWARD_KEY, "reward key"))
     return rewards[:, 0] if rewards.ndim == 2 and rewards.shape[1] == 1 else rewards
 
 
@@ -298,25 +303,25 @@ def _read_optional(archive: np.lib.npyio.NpzFile, key: str, rank: int, length: i
     if key not in archive.files:
         return None
     try:
-        values = _read_rewards(archive) if key == REWARD_KEY else _as_float32(key, _read_array(archive, key, "key"))
+        values = _read_rewards(archive) if key == REWARD_KEY else as_float32(key, read_array(archive, key, "key"))
         require_track(key, values, rank, length)
     except EpisodeError:
         return None
     return values
 
 
-def _read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
+def read_metadata(archive: np.lib.npyio.NpzFile) -> dict[str, Any]:
     """Nothing also where the key means something else than a JSON text of a mapping."""
     if METADATA_KEY not in archive.files:
         return {}
     try:
-        metadata = json.loads(str(_read_array(archive, METADATA_KEY, "key")))
+        metadata = json.loads(str(read_array(archive, METADATA_KEY, "key")))
     except (EpisodeError, json.JSONDecodeError):
         return {}
     return metadata if isinstance(metadata, dict) else {}
 
 
-def _as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+def as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Frames of any number type as uint8: whole numbers in 0..255, or floats in [0, 1]."""
     require_channels_last(images.shape, "images")
     if images.dtype == np.uint8:
@@ -332,7 +337,8 @@ def _as_uint8(images: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return scaled.astype(np.uint8)
 
 
-def _as_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def as_float32(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """Real numbers of any type as float32; `name` is what a message calls them."""
     if values.dtype.kind not in "iufb":
         raise EpisodeError(f"{name} are {values.dtype}; they must be real numbers.")
     with np.errstate(over="ignore"):  # Episode names the row that overflows
