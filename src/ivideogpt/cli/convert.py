@@ -26,7 +26,8 @@ class Options(BaseOptions):
     """Convert a data set into a store, from which trainings read no more than they use.
 
     Can be killed at any time: the same command goes on with what is missing. Broken recordings are left out, told, and
-    tried again by the same command; it ends with 1 as long as there are any. Formats: rlds, bair, ssv2, npz, video.
+    tried again by the same command; it ends with 1 as long as there are any. Formats: lerobot, rlds, bair,
+    ssv2, npz, video.
     """
 
     source: Positional[Path]
@@ -34,7 +35,7 @@ class Options(BaseOptions):
     out: Path
     """Folder of the store."""
     format: str | None = None
-    """rlds, bair, ssv2, npz or video; recognised where left out."""
+    """lerobot, rlds, bair, ssv2, npz or video; recognised where left out."""
     split: str | None = None
     """Only this split of the source; all of them where left out."""
     side: int | None = Field(None, ge=16)
@@ -63,11 +64,10 @@ class Options(BaseOptions):
 
 def run(options: Options) -> None:
     """Convert, then write the manifest."""
-    from ivideogpt.data.convert import Plan, begin, convert
+    from ivideogpt.data.convert import Plan, begin
     from ivideogpt.data.formats import open_source
-    from ivideogpt.data.store import write_manifest
+    from ivideogpt.locks import Claim
 
-    start = time.monotonic()
     format, source = open_source(options.source, options.format, options.split)
     plan = Plan(
         source=str(options.source.expanduser().resolve()),
@@ -78,18 +78,30 @@ def run(options: Options) -> None:
         side=options.side,
         shard_episodes=options.shard_episodes,
     )
-    begin(options.out, plan)
     first, parts = map(int, options.shard.split("/"))
+    with Claim(options.out, shared=parts > 1):
+        begin(options.out, plan, alone=parts == 1)
+        broken = _convert(options, plan, (first, parts))
+    if broken:
+        raise SystemExit(1)
+
+
+def _convert(options: Options, plan: Plan, part: tuple[int, int]) -> dict[str, str]:
+    """Convert and report; returns what is broken."""
+    from ivideogpt.data.convert import convert
+    from ivideogpt.data.store import write_manifest
+
+    start = time.monotonic()
     episodes, written, broken = 0, 0, dict[str, str]()
-    with progress(f"converting {format}", len(range(first, plan.shards, parts)), "shard") as bar:
-        for done in convert(options.out, plan, options.workers, (first, parts)):
+    with progress(f"converting {plan.format}", len(range(part[0], plan.shards, part[1])), "shard") as bar:
+        for done in convert(options.out, plan, options.workers, part):
             episodes, written = episodes + len(done.report.episodes), written + done.written
             broken |= done.report.broken
             bar.advance(note=f"{episodes} episodes, {len(broken)} broken")
     manifest = write_manifest(options.out, options.licence)
     seconds = round(time.monotonic() - start, 1)
     report(
-        {"format": format, **_figures(manifest, plan), "shards_written_now": written, "seconds": seconds},
+        {"format": plan.format, **_figures(manifest, plan), "shards_written_now": written, "seconds": seconds},
         options.as_json,
     )
     for name, why in list(broken.items())[:_MOST_TOLD]:
@@ -102,8 +114,7 @@ def run(options: Options) -> None:
     elif manifest["episodes"]:
         next_steps.append(_training(options.out, manifest["cameras"]))
     finish([("store", options.out)], next_steps, options.as_json)
-    if broken:
-        raise SystemExit(1)
+    return broken
 
 
 def _figures(manifest: dict[str, Any] | None, plan: Plan) -> dict[str, Any]:

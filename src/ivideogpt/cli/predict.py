@@ -34,7 +34,8 @@ class Options(BaseOptions):
     model: str
     """A shipped model, a model folder, or a Hub id."""
     episode: str
-    """An episode file (.npz), an episode of a store (STORE#NAME), or pusht:SEED to record a Push-T episode on the spot; seeds from 900000 are held out."""
+    """An episode file (.npz), an episode of a store (STORE#NAME), or pusht:SEED to record a Push-T episode on the spot;
+    seeds from 900000 are held out."""
     out: Path | None = None
     """Folder for what is written; outputs/predict/<model>/<episode> where left out."""
     start: int = Field(0, ge=0)

@@ -70,8 +70,13 @@ def shard_path(store: Path, shard: int) -> Path:
     return store / "shards" / f"{shard:06d}.safetensors"
 
 
-def begin(store: Path, plan: Plan) -> None:
+def begin(store: Path, plan: Plan, *, alone: bool = True) -> None:
     """Write the plan into a new store, or find it there already.
+
+    Args:
+        store: folder of the store.
+        plan: what will be written.
+        alone: whether nobody else converts into it now, so that what a kill left can be cleared away.
 
     Raises:
         OutputError: another plan is there, or the folder holds something else.
@@ -92,7 +97,7 @@ def begin(store: Path, plan: Plan) -> None:
                 f"{store} was begun with another plan: {'; '.join(differing)}. Convert into another folder, or with "
                 "the old settings."
             )
-        for folder in (store, store / "shards"):
+        for folder in (store, store / "shards") if alone else ():
             repair_folder(folder)
         return
     if store.is_dir() and any(not entry.name.startswith(".") for entry in store.iterdir()):

@@ -24,6 +24,7 @@ class Format(NamedTuple):
 
 # In the order in which they are asked whether they recognise a path: the general ones last.
 FORMATS = {
+    "lerobot": Format("lerobot", "LeRobotDataset", "LeRobot data sets, v2.0, v2.1 and v3.0", False),
     "rlds": Format("rlds", "RldsDataset", "TFRecords of tensorflow_datasets, as Open X-Embodiment has them"),
     "bair": Format("bair", "BairDataset", "BAIR robot pushing, the original TFRecords"),
     "ssv2": Format("something", "SomethingSomething", "Something-Something v2: webm and labels"),
