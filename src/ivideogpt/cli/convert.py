@@ -27,7 +27,7 @@ class Options(BaseOptions):
 
     Can be killed at any time: the same command goes on with what is missing. Broken recordings are left out, told, and
     tried again by the same command; it ends with 1 as long as there are any. Formats: lerobot, rlds, bair,
-    ssv2, npz, video.
+    robomimic, robonet, aloha, zarr, ssv2, npz, video.
     """
 
     source: Positional[Path]
@@ -35,7 +35,7 @@ class Options(BaseOptions):
     out: Path
     """Folder of the store."""
     format: str | None = None
-    """lerobot, rlds, bair, ssv2, npz or video; recognised where left out."""
+    """lerobot, rlds, bair, robomimic (also VP2), robonet, aloha, zarr, ssv2, npz or video; recognised where left out."""
     split: str | None = None
     """Only this split of the source; all of them where left out."""
     side: int | None = Field(None, ge=16)
@@ -48,6 +48,8 @@ class Options(BaseOptions):
     """Processes."""
     shard: str = "0/1"
     """Part i of n of the shards, such as 0/4 on the first of four machines that share a disk."""
+    swap_colours: bool = False
+    """The source has red and blue swapped, as the recorder of Mobile ALOHA writes them: look with `data show`."""
     licence: str | None = None
     """Of the data; written into the manifest."""
     as_json: Json = False
@@ -77,6 +79,7 @@ def run(options: Options) -> None:
         encoding=options.encoding,
         side=options.side,
         shard_episodes=options.shard_episodes,
+        swap_colours=options.swap_colours,
     )
     first, parts = map(int, options.shard.split("/"))
     with Claim(options.out, shared=parts > 1):

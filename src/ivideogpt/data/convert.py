@@ -12,12 +12,14 @@ import json
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from ivideogpt.data.formats import open_source
 from ivideogpt.data.shard import Encoding, ShardReport, read_report, write_shard
-from ivideogpt.data.sources.recording import Recording, Source
+from ivideogpt.data.sources.recording import Frames, Recording, Source
 from ivideogpt.errors import ConfigError, EpisodeError, OutputError
 from ivideogpt.files import repair_folder, write_text_atomically
 
@@ -36,6 +38,7 @@ class Plan:
         encoding: of the frames.
         side: of the square frames, pixels; None keeps them as they are.
         shard_episodes: recordings a shard.
+        swap_colours: whether the source has red and blue swapped.
     """
 
     source: str
@@ -45,6 +48,7 @@ class Plan:
     encoding: Encoding = "jpeg"
     side: int | None = None
     shard_episodes: int = 64
+    swap_colours: bool = False
 
     @property
     def shards(self) -> int:
@@ -148,7 +152,7 @@ def convert(store: Path, plan: Plan, workers: int = 1, part: tuple[int, int] = (
 
 
 def _convert_shard(store: Path, plan: Plan, shard: int) -> ShardDone:
-    recordings = _read(_source(plan.source, plan.format, plan.split), plan.recordings_of(shard))
+    recordings = _read(_source(plan.source, plan.format, plan.split), plan.recordings_of(shard), plan.swap_colours)
     report = write_shard(shard_path(store, shard), recordings, plan.encoding, plan.side)
     return ShardDone(shard, report, written=True)
 
@@ -159,9 +163,19 @@ def _source(path: str, format: str, split: str | None) -> Source:
     return open_source(path, format, split)[1]
 
 
-def _read(source: Source, indices: range) -> Iterator[Recording | tuple[str, str]]:
+def _read(source: Source, indices: range, swap_colours: bool) -> Iterator[Recording | tuple[str, str]]:
     for index in indices:
         try:
-            yield source.read(index)
+            recording = source.read(index)
+            yield _swapped(recording) if swap_colours else recording
         except EpisodeError as error:
             yield source.name(index), str(error)
+
+
+def _swapped(recording: Recording) -> Recording:
+    """The same with red and blue in each other's place."""
+
+    def of(frames: Frames) -> Frames:
+        return lambda: (np.ascontiguousarray(frame[..., ::-1]) for frame in frames())
+
+    return replace(recording, cameras={name: of(frames) for name, frames in recording.cameras.items()})

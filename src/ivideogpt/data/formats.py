@@ -27,6 +27,10 @@ FORMATS = {
     "lerobot": Format("lerobot", "LeRobotDataset", "LeRobot data sets, v2.0, v2.1 and v3.0", False),
     "rlds": Format("rlds", "RldsDataset", "TFRecords of tensorflow_datasets, as Open X-Embodiment has them"),
     "bair": Format("bair", "BairDataset", "BAIR robot pushing, the original TFRecords"),
+    "robomimic": Format("robomimic", "RobomimicFile", "HDF5 of robomimic and of VP2"),
+    "robonet": Format("robonet", "RoboNetFolder", "HDF5 of RoboNet", False),
+    "aloha": Format("aloha", "AlohaFolder", "HDF5 of ALOHA and Mobile ALOHA", False),
+    "zarr": Format("zarr_buffer", "ZarrReplayBuffer", "zarr replay buffers of Diffusion Policy", False),
     "ssv2": Format("something", "SomethingSomething", "Something-Something v2: webm and labels"),
     "npz": Format("official_npz", "OfficialNpz", "episode files (.npz), the official ones or ours"),
     "video": Format(
