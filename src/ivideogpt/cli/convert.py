@@ -35,7 +35,7 @@ class Options(BaseOptions):
     out: Path
     """Folder of the store."""
     format: str | None = None
-    """lerobot, rlds, bair, robomimic (also VP2), robonet, aloha, zarr, ssv2, npz or video; recognised where left out."""
+    """lerobot, rlds, bair, robomimic (VP2 too), robonet, aloha, zarr, ssv2, npz or video; recognised where left out."""
     split: str | None = None
     """Only this split of the source; all of them where left out."""
     side: int | None = Field(None, ge=16)

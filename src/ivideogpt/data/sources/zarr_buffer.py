@@ -6,6 +6,7 @@ Cameras are the arrays (N, H, W, 3); floats are in 0..255 or in [0, 1]. A folder
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,11 @@ from ivideogpt.files import look_at
 
 _ACTION, _STATE = "action", "state"
 _BLOCK_BYTES = 64_000_000  # of frames read at a time
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
+# What zarr, its codecs and zipfile raise on damaged parts.
+_DAMAGE = (
+    OSError, RuntimeError, SystemError, KeyError, ValueError, TypeError, AttributeError, MemoryError, OverflowError,
+    zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def recognises(path: Path) -> bool:
@@ -123,6 +128,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
     if not path.exists():
         raise EpisodeError(f"{path}: nothing lies there. Give a replay buffer, a folder or .zarr.zip.")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise EpisodeError(f"{path}: truncated, or no zip archive. Copy it again.")
     store = None
     try:
         store = ZipStore(path, mode="r") if path.is_file() else None
