@@ -140,6 +140,14 @@ def test_parts_of_actions_and_states_lie_side_by_side(tmp_path: Path) -> None:
     assert recording.rewards is not None and recording.rewards.tolist() == [1, 2, 3] and not recording.rewards_follow
 
 
+def test_a_camera_of_v3_without_files(tmp_path: Path) -> None:
+    features = info("v3.0", images=False)["features"]
+    root = write_v3(tmp_path, features=features | {"observation.images.gone": features[FRONT]})
+    recording = LeRobotDataset(root).read(2)
+    assert list(recording.cameras) == list(CAMERAS)
+    assert recording.metadata["cameras_without_files"] == ["observation.images.gone"]
+
+
 def test_what_real_sets_get_wrong(tmp_path: Path) -> None:
     """A camera without files, one of depth, splits beyond the end, times from 1 / fps on, no frame_index."""
     features = info("v2.0", images=False)["features"]

@@ -87,7 +87,7 @@ FIRST = "data/chunk-000/episode_000000.parquet"
         ({"frame_index": pa.array([0, 1, 3, 2, 4])}, "frame_index is 1 in row 1 .* and 3 in the next"),
         ({"timestamp": pa.array([0.0, 0.1, 0.3, 0.2, 0.4])}, "timestamp is 0.3.* in row 2"),
         ({"timestamp": pa.array([0.0, 0.1, np.nan, 0.3, 0.4])}, "must be finite"),
-        ({"episode_index": pa.array([0, 0, 7, 0, 0])}, "episode_index of row 2 is 7; the file is that of episode 0"),
+        ({"episode_index": pa.array([0, 0, 7, 0, 0])}, "holds rows of episode 7; it is the file of episode 0"),
         ({"task_index": pa.array([9] * 5)}, r"tasks\.jsonl: no task_index 9"),
     ],
     ids=str,
@@ -212,7 +212,7 @@ def test_lines_that_are_broken_cost_one_episode(fresh: Callable[[str], Path]) ->
     assert "episode 1 is listed twice" in fault_of(root, 1)
     path.write_text("\n".join([lines[0].replace('"length": 5', '"length": 4'), *lines[1:]]))
     assert fault_of(root, 0) == (
-        f"{root / FIRST}: more rows of episode 0, and 4 by meta; there must be as many. Copy the data set again."
+        f"{root / FIRST}: 5 rows of episode 0, and 4 by meta; there must be as many. Copy the data set again."
     )
     path.write_text("\n".join([lines[0].replace('"length": 5', '"length": 99999999999'), *lines[1:]]))
     assert fault_of(root, 0).startswith(f"{root / FIRST}: ")

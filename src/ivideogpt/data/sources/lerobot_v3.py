@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ivideogpt.data.sources.lerobot_info import Feature, Info, all_numbers
+from ivideogpt.data.sources.lerobot_info import Info, all_numbers
 from ivideogpt.data.sources.lerobot_layout import Entry, Place
 from ivideogpt.data.sources.lerobot_tables import EPISODE, faults_of, opened
 from ivideogpt.errors import EpisodeError
@@ -21,16 +22,18 @@ _TIMES = ("from_timestamp", "to_timestamp")
 
 
 class LayoutV3:
-    """Where the episodes of a v3 data set lie. Only the columns that say so are read of the lists.
+    """Where the episodes of a v3 data set lie, and the frames of the cameras `videos`.
+
+    Only the columns that say so are read of the lists.
 
     Raises:
         EpisodeError: no list can be read, or one cannot and nothing says which episodes are lost.
     """
 
-    def __init__(self, info: Info) -> None:
+    def __init__(self, info: Info, videos: Sequence[str]) -> None:
         self._info = info
         self._folder = info.root / "meta" / "episodes"
-        self._videos = [feature for feature in info.cameras() if feature.dtype == "video"]
+        self._videos = videos
         self._tasks: dict[int, str] | None = None
         self._faults: list[str] = []
         parts: list[dict[str, npt.NDArray[Any]]] = []
@@ -65,11 +68,7 @@ class LayoutV3:
             if not length:
                 raise EpisodeError(f"length of episode {number} is 0; it must have a frame. Copy the file again.")
             chunk, file = (self._count(f"data/{name}", number, row) for name in _INDICES)
-            videos = {
-                feature.key: self._place(feature.key, number, row, length)
-                for feature in self._videos
-                if f"videos/{feature.key}/chunk_index" in self._columns
-            }
+            places = {key: self._place(key, number, row, length) for key in self._videos}
             held = int(self._columns["file"][row])
             tasks = self._task_lists[held][row - int(self._first_rows[held])].as_py()
         return Entry(
@@ -78,7 +77,12 @@ class LayoutV3:
             tasks=tuple(task for task in tasks or () if isinstance(task, str)),
             table=info.expand(info.data_path, chunk_index=chunk, file_index=file),
             whole=False,
-            videos=videos,
+            videos={
+                key: Place(
+                    info.expand(info.video_path or "", video_key=key, chunk_index=at[0], file_index=at[1]), start
+                )
+                for key, (at, start) in places.items()
+            },
         )
 
     def task(self, number: int) -> str:
@@ -118,7 +122,8 @@ class LayoutV3:
             )
         return value
 
-    def _place(self, key: str, number: int, row: int, length: int) -> Place:
+    def _place(self, key: str, number: int, row: int, length: int) -> tuple[tuple[int, int], int]:
+        """Chunk and file of a camera's video, and the number of the first frame in it."""
         info = self._info
         chunk, file = (self._count(f"videos/{key}/{name}", number, row) for name in _INDICES)
         begin, end = (float(self._columns[f"videos/{key}/{name}"][row]) for name in _TIMES)
@@ -134,16 +139,15 @@ class LayoutV3:
                 f"episode {number} has {round(frames)} frames in videos/{key} by its timestamps {begin} to {end}, and "
                 f"length {length}; both must be equal. Mend the list, or fps in info.json."
             )
-        path = info.expand(info.video_path or "", video_key=key, chunk_index=chunk, file_index=file)
-        return Place(path, round(start))
+        return (chunk, file), round(start)
 
 
-def _read_list(path: Path, videos: list[Feature]) -> tuple[dict[str, npt.NDArray[Any]], Any]:
+def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray[Any]], Any]:
     """Columns of numbers, -1 or not-a-number for what is missing, and the lists of tasks."""
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
-    counts = [*_COUNTS, *(f"videos/{feature.key}/{name}" for feature in videos for name in _INDICES)]
-    times = [f"videos/{feature.key}/{name}" for feature in videos for name in _TIMES]
+    counts = [*_COUNTS, *(f"videos/{key}/{name}" for key in videos for name in _INDICES)]
+    times = [f"videos/{key}/{name}" for key in videos for name in _TIMES]
     with opened(path) as file:
         present = set(file.schema_arrow.names)
         missing = [name for name in _COUNTS if name not in present]
