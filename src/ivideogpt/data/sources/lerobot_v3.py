@@ -78,10 +78,8 @@ class LayoutV3:
             table=info.expand(info.data_path, chunk_index=chunk, file_index=file),
             whole=False,
             videos={
-                key: Place(
-                    info.expand(info.video_path or "", video_key=key, chunk_index=at[0], file_index=at[1]), start
-                )
-                for key, (at, start) in places.items()
+                key: Place(info.expand(info.video_path or "", video_key=key, **indices), start)
+                for key, (indices, start) in places.items()
             },
         )
 
@@ -122,10 +120,10 @@ class LayoutV3:
             )
         return value
 
-    def _place(self, key: str, number: int, row: int, length: int) -> tuple[tuple[int, int], int]:
+    def _place(self, key: str, number: int, row: int, length: int) -> tuple[dict[str, int], int]:
         """Chunk and file of a camera's video, and the number of the first frame in it."""
         info = self._info
-        chunk, file = (self._count(f"videos/{key}/{name}", number, row) for name in _INDICES)
+        indices = {name: self._count(f"videos/{key}/{name}", number, row) for name in _INDICES}
         begin, end = (float(self._columns[f"videos/{key}/{name}"][row]) for name in _TIMES)
         start = begin * info.frame_rate
         if not 0 <= start < 2**53 or abs(start - round(start)) > _BETWEEN:
@@ -139,7 +137,7 @@ class LayoutV3:
                 f"episode {number} has {round(frames)} frames in videos/{key} by its timestamps {begin} to {end}, and "
                 f"length {length}; both must be equal. Mend the list, or fps in info.json."
             )
-        return (chunk, file), round(start)
+        return indices, round(start)
 
 
 def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray[Any]], Any]:
