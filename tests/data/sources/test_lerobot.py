@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from ivideogpt.data.sources.lerobot import LeRobotDataset, recognises
+from ivideogpt.data.sources.lerobot_tables import Span, stream_images
 from ivideogpt.errors import EpisodeError
 from tests.data.sources.lerobots import (
     CAMERAS,
@@ -105,6 +106,17 @@ def test_only_what_is_needed_is_read(tmp_path: Path) -> None:
     recording = dataset.read(0)
     with pytest.raises(EpisodeError, match=rf"^{path}: "):
         list(recording.cameras[FRONT]())
+
+
+def test_a_column_of_pictures_is_not_read_as_a_whole(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    rows = [{"bytes": png(i % 256) + chance.bytes(4000), "path": None} for i in range(6000)]
+    table(tmp_path / "a.parquet", [{"x": pa.array(rows)}])
+    del rows
+    before = pa.total_allocated_bytes()
+    frames = stream_images(tmp_path / "a.parquet", "x", [Span(0, 1, 6000)], tmp_path)
+    assert number_in(next(frames)) == 1
+    assert pa.total_allocated_bytes() - before < 10e6 < (tmp_path / "a.parquet").stat().st_size
 
 
 @pytest.mark.parametrize("index", ["task", "__index_level_0__", "whatever"])

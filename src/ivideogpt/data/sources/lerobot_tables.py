@@ -78,7 +78,7 @@ def opened(path: Path) -> Iterator[Any]:
     with faults_of(path):
         if not path.is_file():
             raise EpisodeError("no such file. Copy the data set again.")
-        with pq.ParquetFile(path, buffer_size=_BUFFER, **_LIMITS) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, **_LIMITS) as file:
             yield file
 
 

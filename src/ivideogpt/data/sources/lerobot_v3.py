@@ -16,6 +16,7 @@ from ivideogpt.data.sources.lerobot_tables import EPISODE, faults_of, opened
 from ivideogpt.errors import EpisodeError
 
 _BETWEEN = 0.25  # of a frame: an episode that begins further from one has no first frame
+_MOST_ROWS = 10_000_000  # of a list of episodes or tasks
 _COUNTS = (EPISODE, "length", "data/chunk_index", "data/file_index")
 _INDICES = ("chunk_index", "file_index")
 _TIMES = ("from_timestamp", "to_timestamp")
@@ -151,6 +152,7 @@ def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray
         missing = [name for name in _COUNTS if name not in present]
         if missing:
             raise EpisodeError(f"no column {missing[0]!r}; each episode must have it. Copy the data set again.")
+        _require_sensible(file)
         table = file.read(columns=[name for name in (*counts, *times, "tasks") if name in present], use_threads=False)
         table.validate(full=True)
         rows, columns = table.num_rows, {}
@@ -165,6 +167,14 @@ def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray
             raise EpisodeError(f"{EPISODE} is missing in a row, or below 0. Copy the data set again.")
         tasks = table.column("tasks").combine_chunks() if "tasks" in present else pa.nulls(rows)
         return columns, tasks
+
+
+def _require_sensible(file: Any) -> None:
+    if file.metadata.num_rows > _MOST_ROWS:
+        raise EpisodeError(
+            f"claims {file.metadata.num_rows} rows, and {_MOST_ROWS} are the most that a list has. It is damaged, or must be "
+            "split."
+        )
 
 
 def _read_tasks(path: Path) -> dict[int, str]:
@@ -185,6 +195,7 @@ def _read_tasks(path: Path) -> dict[int, str]:
                 f"its columns are {', '.join(schema.names) or 'none'}; they must be task_index and the task as index. "
                 "Copy the file again."
             )
+        _require_sensible(file)
         table = file.read(columns=["task_index", names[0]], use_threads=False)
         table.validate(full=True)
         numbers, tasks = table.column("task_index").to_pylist(), table.column(names[0]).to_pylist()
