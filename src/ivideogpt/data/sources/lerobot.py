@@ -55,8 +55,9 @@ class LeRobotDataset:
         if not self.root.is_dir():
             raise EpisodeError(f"{self.root}: no such folder. Give the folder of a LeRobot data set.")
         self.info = read_info(self.root)
-        self._layout: Layout = LayoutV2(self.info) if self.info.major == 2 else LayoutV3(self.info)
         self._cameras, self._absent = self._find_cameras()
+        videos = [feature.key for feature in self._cameras if feature.dtype == "video"]
+        self._layout: Layout = (LayoutV2 if self.info.major == 2 else LayoutV3)(self.info, videos)
         self._videos: OrderedDict[Path, Video] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,12 +119,7 @@ class LeRobotDataset:
     def _frames(self, feature: Feature, entry: Entry, rows: Rows) -> Frames:
         if feature.dtype == "image":
             return partial(stream_images, entry.table, feature.key, rows.spans, self.root)
-        place = entry.videos.get(feature.key)
-        if place is None:
-            raise EpisodeError(
-                f"{self.root / 'meta' / 'episodes'}: no columns videos/{feature.key}, which meta/info.json declares. "
-                "Copy the data set again."
-            )
+        place = entry.videos[feature.key]
         if entry.whole:
             return partial(_whole_video, place.path, entry.length)
         return partial(self._part_of_video, place, entry.length)

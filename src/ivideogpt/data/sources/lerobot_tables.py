@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from ivideogpt.errors import EpisodeError
 
 EPISODE = "episode_index"
 
-_ROWS = 1024  # numbers of so many rows are in memory at a time, apart from those of the episode
+_NOBODY = -1  # of rows that name no episode
+_NARROW = 2**16  # rows of one column that are in memory at a time
+_ROWS = 1024  # rows of all columns, apart from those of the episode
 _PICTURES = 4
 _BUFFER = 2**18  # bytes that are read ahead, so that a column of pictures is not read as a whole
 _LIMITS = {"thrift_string_size_limit": 2**26, "thrift_container_size_limit": 2**22}
@@ -41,6 +45,15 @@ class Rows:
     columns: dict[str, npt.NDArray[Any]]
     spans: tuple[Span, ...]
     length: int
+
+
+@dataclass(frozen=True)
+class _Index:
+    """Spans by episode, those whose rows lie apart, and whether a column names the episodes at all."""
+
+    spans: dict[int, tuple[Span, ...]]
+    apart: frozenset[int]
+    named: bool
 
 
 @contextmanager
@@ -65,14 +78,14 @@ def opened(path: Path) -> Iterator[Any]:
     with faults_of(path):
         if not path.is_file():
             raise EpisodeError("no such file. Copy the data set again.")
-        with pq.ParquetFile(path, buffer_size=_BUFFER, **_LIMITS) as file:
+        with pq.ParquetFile(path, buffer_size=_BUFFER, pre_buffer=False, **_LIMITS) as file:
             yield file
 
 
 def read_rows(
     path: Path, number: int, length: int, required: Sequence[str], optional: Sequence[str], *, whole: bool
 ) -> Rows:
-    """Numbers of one episode; of the file only the row groups are read that hold it, and the columns asked for.
+    """Numbers of one episode; of the file only the row groups that hold it are read, and the columns asked for.
 
     Args:
         path: a table.
@@ -85,32 +98,24 @@ def read_rows(
     Raises:
         EpisodeError: the table is missing or damaged, lacks a column, or holds another number of rows.
     """
+    spans = _spans(path, number, whole)
+    _require_rows(sum(span.stop - span.start for span in spans), number, length, path)
     with opened(path) as file:
         present = file.schema_arrow.names
         missing = [name for name in required if name not in present]
-        if missing or (not whole and EPISODE not in present):
+        if missing:
             raise EpisodeError(
-                f"no column {(missing or [EPISODE])[0]!r}; there are {', '.join(present) or 'none'}. "
-                "Mend the table, or take the feature out of meta/info.json."
+                f"no column {missing[0]!r}; there are {', '.join(present)}. Mend the table, or take the feature out of "
+                "meta/info.json."
             )
         wanted = [*required, *(name for name in optional if name in present)]
-        read = [*wanted, *([EPISODE] if EPISODE in present else [])] or present[:1]
-        spans: list[Span] = []
         kept: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in wanted}
-        for group in _groups(file, number, whole):
-            begin = 0
-            for batch in file.iter_batches(_ROWS, row_groups=[group], columns=read, use_threads=False):
-                batch.validate(full=True)
-                here = _places(batch, number, begin, whole)
-                if here is not None:
-                    spans.append(Span(group, begin + here.start, begin + here.stop))
-                    _require_rows(sum(span.stop - span.start for span in spans), number, length, more=True)
-                    for name in wanted:
-                        kept[name].append(_numbers(name, batch.column(name)[here.start : here.stop]))
-                    _require_memory(kept, length)
-                begin += batch.num_rows
-        _require_rows(sum(span.stop - span.start for span in spans), number, length)
-        return Rows({name: _joined(name, parts) for name, parts in kept.items()}, tuple(spans), length)
+        for span in spans if wanted else ():
+            for batch in _batches(file, span, wanted, _ROWS):
+                for name in wanted:
+                    kept[name].append(_numbers(name, batch.column(name)))
+                _require_memory(kept, length)
+        return Rows({name: _joined(name, parts) for name, parts in kept.items()}, spans, length)
 
 
 def stream_images(path: Path, key: str, spans: Sequence[Span], root: Path) -> Iterator[Frame]:
@@ -126,56 +131,102 @@ def stream_images(path: Path, key: str, spans: Sequence[Span], root: Path) -> It
     with opened(path) as file:
         if key not in file.schema_arrow.names:
             raise EpisodeError(f"no column {key!r}; meta/info.json declares it. Copy the table again.")
-        for span in _merged(spans):
-            for data in _pictures(file, key, span, root):
-                frame = decode_image(data, f"row {row} of the episode in column {key!r}")
-                size = size or frame.shape
-                if frame.shape != size:
-                    raise EpisodeError(
-                        f"row {row} of the episode in column {key!r} is {frame.shape[1]} x {frame.shape[0]} and the "
-                        f"first {size[1]} x {size[0]}; all must have one size. Bring them to one."
-                    )
-                yield frame
-                row += 1
+        for span in spans:
+            for batch in _batches(file, span, [key], _PICTURES):
+                for value in batch.column(key).to_pylist():
+                    frame = decode_image(_bytes(value, key, root), f"row {row} of the episode in column {key!r}")
+                    size = size or frame.shape
+                    if frame.shape != size:
+                        raise EpisodeError(
+                            f"row {row} of the episode in column {key!r} is {frame.shape[1]} x {frame.shape[0]} and "
+                            f"the first {size[1]} x {size[0]}; all must have one size. Bring them to one."
+                        )
+                    yield frame
+                    row += 1
 
 
-def _groups(file: Any, number: int, whole: bool) -> Iterator[int]:
-    """Row groups that may hold rows of an episode, by their statistics."""
-    meta = file.metadata
-    for group in range(meta.num_row_groups):
-        chunks = meta.row_group(group)
-        column = next((c for c in range(chunks.num_columns) if chunks.column(c).path_in_schema == EPISODE), None)
-        statistics = None if column is None or whole else chunks.column(column).statistics
-        if statistics is None or not statistics.has_min_max or statistics.min <= number <= statistics.max:
-            yield group
-
-
-def _places(batch: Any, number: int, begin: int, whole: bool) -> slice | None:
-    """Where in a batch the episode lies, in one piece; None if not in it."""
-    if EPISODE not in batch.schema.names:
-        return slice(0, batch.num_rows) if batch.num_rows else None
-    column = batch.column(EPISODE)
-    episodes = _numbers(EPISODE, column)[:, 0]
-    rows = np.flatnonzero(episodes == number)
-    if whole and len(rows) < len(episodes):
-        row = int(np.flatnonzero(episodes != number)[0])
+def _spans(path: Path, number: int, whole: bool) -> tuple[Span, ...]:
+    """Where in a table an episode lies."""
+    with faults_of(path):
+        if not path.is_file():
+            raise EpisodeError("no such file. Copy the data set again.")
+        status = path.stat()
+    index = _index(path, status.st_size, status.st_mtime_ns)
+    if not index.named:
+        if whole:
+            return index.spans.get(_NOBODY, ())
+        raise EpisodeError(f"{path}: no column {EPISODE!r}, which tells episodes apart. Copy the table again.")
+    others = sorted(other for other in index.spans if other != number)
+    if whole and others:
         raise EpisodeError(
-            f"{EPISODE} of row {begin + row} is {episodes[row]}; the file is that of episode {number}. "
-            "Copy the right file to its place."
+            f"{path}: holds rows of episode {others[0]}; it is the file of episode {number}. Copy the right file to "
+            "its place."
         )
-    if len(rows) and rows[-1] - rows[0] + 1 != len(rows):
+    if number in index.apart:
         raise EpisodeError(
-            f"rows of episode {number} lie apart, from row {begin + rows[0]} on; they must follow each other. "
-            f"Sort the table by {EPISODE} and frame_index."
+            f"{path}: rows of episode {number} lie apart; they must follow each other. Sort the table by {EPISODE} and "
+            "frame_index."
         )
-    return slice(int(rows[0]), int(rows[-1]) + 1) if len(rows) else None
+    return index.spans.get(number, ())
 
 
-def _require_rows(rows: int, number: int, length: int, *, more: bool = False) -> None:
-    if rows > length or (rows < length and not more):
-        found = "more" if more else rows
+@lru_cache(maxsize=16)
+def _index(path: Path, size: int, changed: int) -> _Index:
+    """Which rows belong to which episode, as long as the file does not change.
+
+    It is told by the column and not by statistics, for which pyarrow ends the process where they are damaged.
+    """
+    spans: dict[int, list[Span]] = {}
+    apart: set[int] = set()
+    with opened(path) as file:
+        schema = file.schema_arrow
+        named = EPISODE in schema.names
+        plain = [field.name for field in schema if field.type.num_fields == 0]
+        column = EPISODE if named else (plain or schema.names or [EPISODE])[0]
+        last: int | None = None
+        for group in range(file.metadata.num_row_groups):
+            begin = 0
+            for batch in file.iter_batches(_NARROW, row_groups=[group], columns=[column], use_threads=False):
+                batch.validate(full=True)
+                episodes = _numbers(EPISODE, batch.column(EPISODE))[:, 0] if named else np.full(len(batch), _NOBODY)
+                cuts = [0, *(np.flatnonzero(np.diff(episodes)) + 1).tolist(), len(episodes)]
+                for start, stop in pairwise(cuts) if len(episodes) else ():
+                    number = int(episodes[start])
+                    held = spans.setdefault(number, [])
+                    if held and last != number:
+                        apart.add(number)
+                    elif held and held[-1].group == group:
+                        held[-1] = Span(group, held[-1].start, begin + stop)
+                    else:
+                        held.append(Span(group, begin + start, begin + stop))
+                    last = number
+                begin += len(batch)
+    return _Index({number: tuple(held) for number, held in spans.items()}, frozenset(apart), named)
+
+
+def _batches(file: Any, span: Span, columns: list[str], rows: int) -> Iterator[Any]:
+    """Rows of a span, so many at a time."""
+    begin = 0
+    for batch in file.iter_batches(rows, row_groups=[span.group], columns=columns, use_threads=False):
+        start, stop = max(0, span.start - begin), min(len(batch), span.stop - begin)
+        if start < stop:
+            part = batch.slice(start, stop - start)
+            part.validate(full=True)
+            yield part
+        begin += len(batch)
+        if begin >= span.stop:
+            return
+    raise EpisodeError(
+        f"column {columns[0]!r} ends at row {begin} of row group {span.group}; it must reach to row {span.stop}. "
+        "Copy the table again."
+    )
+
+
+def _require_rows(rows: int, number: int, length: int, path: Path) -> None:
+    if rows != length:
         raise EpisodeError(
-            f"{found} rows of episode {number}, and {length} by meta; there must be as many. Copy the data set again."
+            f"{path}: {rows} rows of episode {number}, and {length} by meta; there must be as many. "
+            "Copy the data set again."
         )
 
 
@@ -184,7 +235,7 @@ def _require_memory(kept: dict[str, list[npt.NDArray[Any]]], length: int) -> Non
         return  # compared with the first part
     needed = 2 * length * sum(parts[0].shape[1] * parts[0].itemsize for parts in kept.values() if parts)
     if needed < 2**26:
-        return
+        return  # asking takes a moment
     free = free_memory(torch.device("cpu"))
     if free is not None and needed > free:
         raise EpisodeError(
@@ -233,35 +284,6 @@ def _joined(name: str, parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
             "many. Record it again."
         )
     return np.concatenate(parts) if parts else np.zeros((0, 1), np.float32)
-
-
-def _merged(spans: Sequence[Span]) -> Iterator[Span]:
-    """Spans of one group that follow each other as one."""
-    waiting: Span | None = None
-    for span in spans:
-        if waiting is not None and waiting.group == span.group and waiting.stop == span.start:
-            waiting = Span(span.group, waiting.start, span.stop)
-            continue
-        if waiting is not None:
-            yield waiting
-        waiting = span
-    if waiting is not None:
-        yield waiting
-
-
-def _pictures(file: Any, key: str, span: Span, root: Path) -> Iterator[bytes]:
-    begin = 0
-    for batch in file.iter_batches(_PICTURES, row_groups=[span.group], columns=[key], use_threads=False):
-        if begin >= span.stop:
-            return
-        rows = slice(max(0, span.start - begin), min(batch.num_rows, span.stop - begin))
-        if rows.start < rows.stop:
-            column = batch.column(key)[rows]
-            column.validate(full=True)
-            yield from (_bytes(value, key, root) for value in column.to_pylist())
-        begin += batch.num_rows
-    if begin < span.stop:
-        raise EpisodeError(f"column {key!r} ends at row {begin}; it must reach to row {span.stop}. Copy it again.")
 
 
 def _bytes(value: object, key: str, root: Path) -> bytes:

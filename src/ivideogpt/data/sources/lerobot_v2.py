@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from ivideogpt.errors import EpisodeError
 
 
 class LayoutV2:
-    """Where the episodes of a v2 data set lie.
+    """Where the episodes of a v2 data set lie, and the frames of the cameras `videos`.
 
     Raises:
         EpisodeError: `meta/episodes.jsonl` is missing, or no episode is listed.
     """
 
-    def __init__(self, info: Info) -> None:
+    def __init__(self, info: Info, videos: Sequence[str]) -> None:
+        self._videos = videos
         self._info = info
         self._path = info.root / "meta" / "episodes.jsonl"
         self._lines: dict[int, dict[str, Any]] = {}
@@ -63,11 +64,7 @@ class LayoutV2:
             tasks=tuple(task for task in tasks if isinstance(task, str)) if isinstance(tasks, list) else (),
             table=info.expand(info.data_path, **values),
             whole=True,
-            videos={
-                feature.key: Place(info.expand(info.video_path or "", video_key=feature.key, **values), 0)
-                for feature in info.cameras()
-                if feature.dtype == "video"
-            },
+            videos={key: Place(info.expand(info.video_path or "", video_key=key, **values), 0) for key in self._videos},
         )
 
     def task(self, number: int) -> str:

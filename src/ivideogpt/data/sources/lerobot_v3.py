@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ivideogpt.data.sources.lerobot_info import Feature, Info, all_numbers
+from ivideogpt.data.sources.lerobot_info import Info, all_numbers
 from ivideogpt.data.sources.lerobot_layout import Entry, Place
 from ivideogpt.data.sources.lerobot_tables import EPISODE, faults_of, opened
 from ivideogpt.errors import EpisodeError
 
 _BETWEEN = 0.25  # of a frame: an episode that begins further from one has no first frame
+_MOST_ROWS = 10_000_000  # of a list of episodes or tasks
 _COUNTS = (EPISODE, "length", "data/chunk_index", "data/file_index")
 _INDICES = ("chunk_index", "file_index")
 _TIMES = ("from_timestamp", "to_timestamp")
 
 
 class LayoutV3:
-    """Where the episodes of a v3 data set lie. Only the columns that say so are read of the lists.
+    """Where the episodes of a v3 data set lie, and the frames of the cameras `videos`.
+
+    Only the columns that say so are read of the lists.
 
     Raises:
         EpisodeError: no list can be read, or one cannot and nothing says which episodes are lost.
     """
 
-    def __init__(self, info: Info) -> None:
+    def __init__(self, info: Info, videos: Sequence[str]) -> None:
         self._info = info
         self._folder = info.root / "meta" / "episodes"
-        self._videos = [feature for feature in info.cameras() if feature.dtype == "video"]
+        self._videos = videos
         self._tasks: dict[int, str] | None = None
         self._faults: list[str] = []
         parts: list[dict[str, npt.NDArray[Any]]] = []
@@ -65,11 +69,7 @@ class LayoutV3:
             if not length:
                 raise EpisodeError(f"length of episode {number} is 0; it must have a frame. Copy the file again.")
             chunk, file = (self._count(f"data/{name}", number, row) for name in _INDICES)
-            videos = {
-                feature.key: self._place(feature.key, number, row, length)
-                for feature in self._videos
-                if f"videos/{feature.key}/chunk_index" in self._columns
-            }
+            places = {key: self._place(key, number, row, length) for key in self._videos}
             held = int(self._columns["file"][row])
             tasks = self._task_lists[held][row - int(self._first_rows[held])].as_py()
         return Entry(
@@ -78,7 +78,10 @@ class LayoutV3:
             tasks=tuple(task for task in tasks or () if isinstance(task, str)),
             table=info.expand(info.data_path, chunk_index=chunk, file_index=file),
             whole=False,
-            videos=videos,
+            videos={
+                key: Place(info.expand(info.video_path or "", video_key=key, **indices), start)
+                for key, (indices, start) in places.items()
+            },
         )
 
     def task(self, number: int) -> str:
@@ -118,9 +121,10 @@ class LayoutV3:
             )
         return value
 
-    def _place(self, key: str, number: int, row: int, length: int) -> Place:
+    def _place(self, key: str, number: int, row: int, length: int) -> tuple[dict[str, int], int]:
+        """Chunk and file of a camera's video, and the number of the first frame in it."""
         info = self._info
-        chunk, file = (self._count(f"videos/{key}/{name}", number, row) for name in _INDICES)
+        indices = {name: self._count(f"videos/{key}/{name}", number, row) for name in _INDICES}
         begin, end = (float(self._columns[f"videos/{key}/{name}"][row]) for name in _TIMES)
         start = begin * info.frame_rate
         if not 0 <= start < 2**53 or abs(start - round(start)) > _BETWEEN:
@@ -134,21 +138,21 @@ class LayoutV3:
                 f"episode {number} has {round(frames)} frames in videos/{key} by its timestamps {begin} to {end}, and "
                 f"length {length}; both must be equal. Mend the list, or fps in info.json."
             )
-        path = info.expand(info.video_path or "", video_key=key, chunk_index=chunk, file_index=file)
-        return Place(path, round(start))
+        return indices, round(start)
 
 
-def _read_list(path: Path, videos: list[Feature]) -> tuple[dict[str, npt.NDArray[Any]], Any]:
+def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray[Any]], Any]:
     """Columns of numbers, -1 or not-a-number for what is missing, and the lists of tasks."""
     import pyarrow as pa  # type: ignore[import-untyped, unused-ignore]
 
-    counts = [*_COUNTS, *(f"videos/{feature.key}/{name}" for feature in videos for name in _INDICES)]
-    times = [f"videos/{feature.key}/{name}" for feature in videos for name in _TIMES]
+    counts = [*_COUNTS, *(f"videos/{key}/{name}" for key in videos for name in _INDICES)]
+    times = [f"videos/{key}/{name}" for key in videos for name in _TIMES]
     with opened(path) as file:
         present = set(file.schema_arrow.names)
         missing = [name for name in _COUNTS if name not in present]
         if missing:
             raise EpisodeError(f"no column {missing[0]!r}; each episode must have it. Copy the data set again.")
+        _require_sensible(file)
         table = file.read(columns=[name for name in (*counts, *times, "tasks") if name in present], use_threads=False)
         table.validate(full=True)
         rows, columns = table.num_rows, {}
@@ -163,6 +167,14 @@ def _read_list(path: Path, videos: list[Feature]) -> tuple[dict[str, npt.NDArray
             raise EpisodeError(f"{EPISODE} is missing in a row, or below 0. Copy the data set again.")
         tasks = table.column("tasks").combine_chunks() if "tasks" in present else pa.nulls(rows)
         return columns, tasks
+
+
+def _require_sensible(file: Any) -> None:
+    if file.metadata.num_rows > _MOST_ROWS:
+        raise EpisodeError(
+            f"claims {file.metadata.num_rows} rows, and {_MOST_ROWS} are the most that a list has. It is damaged, or must be "
+            "split."
+        )
 
 
 def _read_tasks(path: Path) -> dict[int, str]:
@@ -183,6 +195,7 @@ def _read_tasks(path: Path) -> dict[int, str]:
                 f"its columns are {', '.join(schema.names) or 'none'}; they must be task_index and the task as index. "
                 "Copy the file again."
             )
+        _require_sensible(file)
         table = file.read(columns=["task_index", names[0]], use_threads=False)
         table.validate(full=True)
         numbers, tasks = table.column("task_index").to_pylist(), table.column(names[0]).to_pylist()
