@@ -11,7 +11,7 @@ from ivideogpt.cli.main import COMMANDS, main
 @pytest.mark.parametrize(
     ("typed", "offered"),
     [
-        ([], ["bench", "convert", "data", "demo", "info", "predict", "record", "train"]),
+        ([], ["bench", "convert", "data", "demo", "export", "info", "predict", "record", "train"]),
         (["train"], ["tokenizer", "transformer"]),
         (["train", "tokenizer", "--schedule"], ["constant", "cosine"]),
         (["train", "tokenizer", "--data"], []),  # a file

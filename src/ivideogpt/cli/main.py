@@ -20,6 +20,7 @@ COMMANDS = {
     "demo": "imagine fresh Push-T episodes with the shipped model, and show them",
     "record": "record episodes from a simulator",
     "convert": "convert a data set of another format into a store",
+    "export": "write a store or a data set as LeRobot or .npz",
     "data": "look at a store: info, stats, verify, show",
     "train tokenizer": "train a tokenizer on episodes",
     "train transformer": "train a transformer on the tokens of a trained tokenizer",

@@ -191,7 +191,7 @@ def _packed(
         parts[camera] = np.frombuffer(b"".join(pictures), np.uint8)
         parts[f"{camera}/ends"] = np.cumsum([len(picture) for picture in pictures], dtype=np.int64)
     length = _one_length(recording, lengths)
-    tracks = {"actions": recording.actions, "rewards": _received(recording), "states": recording.states}
+    tracks = {"actions": recording.actions, "rewards": received(recording), "states": recording.states}
     for name, track in tracks.items():
         if track is None:
             continue
@@ -257,7 +257,7 @@ def _encoded(frame: Frame, encoding: Encoding) -> bytes:
     return file.getvalue()
 
 
-def _received(recording: Recording) -> npt.NDArray[np.float32] | None:
+def received(recording: Recording) -> npt.NDArray[np.float32] | None:
     """Rewards (T,) as an episode has them: in the row of the frame on which they are received, the first one 0."""
     rewards = recording.rewards
     if rewards is None or not recording.rewards_follow:

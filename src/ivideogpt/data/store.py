@@ -19,7 +19,8 @@ import numpy.typing as npt
 from ivideogpt.data.convert import PLAN_FILE, Plan, shard_path
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.segment import Tracks
-from ivideogpt.data.shard import EpisodeEntry, Shard, read_report
+from ivideogpt.data.shard import TRACKS, EpisodeEntry, Shard, read_report
+from ivideogpt.data.sources.recording import Frame, Recording
 from ivideogpt.errors import EpisodeError, unknown_name
 from ivideogpt.files import look_at, write_text_atomically
 
@@ -182,6 +183,56 @@ class Store:
             raise EpisodeError(
                 f"{self.folder}: episode {self.name(index)} has no {name}. Leave them out, or the episode."
             )
+
+
+class StoreSource:
+    """A store as a source of recordings, with all its cameras (see `sources.recording.Source`).
+
+    Raises:
+        EpisodeError: no store, one whose conversion has not ended, or one without episodes.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = look_at(folder, EpisodeError)
+        self._places = _places(self.folder)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, index: int) -> str:
+        """Of the episode in the store's own source."""
+        return self._places[index].entry.name
+
+    def read(self, index: int) -> Recording:
+        """Episode `index`."""
+        place = self._places[index]
+        entry, shard = place.entry, Shard(shard_path(self.folder, place.shard))
+        tracks = {name: shard.track(place.index, name) for name in TRACKS}
+        names = entry.metadata.get("action_names", ())
+        return Recording(
+            name=entry.name,
+            cameras={camera: _Camera(shard, place, camera) for camera in shard.cameras(place.index)},
+            length=entry.length,
+            actions=tracks["actions"],
+            action_parts=tuple((name, 1) for name in names),
+            rewards=tracks["rewards"],
+            states=tracks["states"],
+            language=entry.language,
+            split=entry.split,
+            frame_rate=entry.frame_rate,
+            metadata=entry.metadata,
+        )
+
+
+class _Camera:
+    """Streams one camera of an episode."""
+
+    def __init__(self, shard: Shard, place: _Place, camera: str) -> None:
+        self.shard, self.place, self.camera = shard, place, camera
+
+    def __call__(self) -> Iterator[Frame]:
+        for row in range(self.place.entry.length):
+            yield self.shard.frames(self.place.index, self.camera, [row])[0]
 
 
 def stored_name(store: Path, name: str) -> str:
