@@ -15,6 +15,8 @@ from ivideogpt.data.convert import Plan, begin, convert, shard_path
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.loader import SegmentLoader
 from ivideogpt.data.segment import SegmentSpec
+from ivideogpt.data.shard import Shard, decode_frame
+from ivideogpt.data.sources.images import decode_image
 from ivideogpt.data.sources.npz import NpzFolder, write_episode
 from ivideogpt.data.store import Store, as_stored, is_store, stored_name, write_manifest
 from ivideogpt.errors import ConfigError, EpisodeError, OutputError
@@ -82,6 +84,16 @@ def test_a_jpeg_is_near_and_a_side_is_a_square(data: Path, tmp_path: Path) -> No
     assert Store(tmp_path / "small").read(2).frames.shape == (12, 16, 16, 3)
 
 
+def test_pictures_are_decoded_as_by_the_slow_way(data: Path, tmp_path: Path) -> None:
+    converted(data, tmp_path / "store", encoding="jpeg")
+    one = Shard(shard_path(tmp_path / "store", 0))
+    picture = one.picture(0, "image", 3)
+    np.testing.assert_array_equal(decode_frame(picture, "here"), decode_image(picture, "here"))
+    with pytest.raises(EpisodeError, match=r"here: this JPEG is damaged \(.*Convert it again"):
+        decode_frame(picture[: len(picture) // 2], "here")
+    np.testing.assert_array_equal(one.frames(0, "image", [3])[0], decode_frame(picture, "here"))
+
+
 def test_statistics_of_the_actions(data: Path, tmp_path: Path) -> None:
     actions = converted(data, tmp_path / "store")["actions"]
     rows = np.concatenate([recorded(seed, length).actions[:-1] for seed, length in enumerate(LENGTHS)])  # type: ignore[index]
@@ -106,8 +118,8 @@ def test_segments_are_those_of_the_whole_episodes(data: Path, tmp_path: Path, st
 def test_a_segment_touches_its_own_frames(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted(data, tmp_path / "store")
     decoded = []
-    decode = shard.decode_image
-    monkeypatch.setattr(shard, "decode_image", lambda *given: decoded.append(given) or decode(*given))
+    decode = shard.decode_frame
+    monkeypatch.setattr(shard, "decode_frame", lambda *given: decoded.append(given) or decode(*given))
     SegmentLoader(Store(tmp_path / "store"), [2], SegmentSpec(length=3, context_frames=2), 16, 1, seed=0).batch_at(0)
     assert len(decoded) == 3
     SegmentLoader(Store(tmp_path / "store"), [1], SegmentSpec(length=9, context_frames=2), 16, 1, seed=0).batch_at(0)

@@ -28,6 +28,7 @@ COMMANDS = {
     "bench": "measure speed against a reference",
     "bench rollout": "measure sessions of one future and of many against Hugging Face's generate",
     "bench sessions": "measure what many worlds in one session cost",
+    "bench data": "measure how fast clips are read from a store",
     "info": "say what a model is",
 }
 

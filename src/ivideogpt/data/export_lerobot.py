@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,10 @@ def write_lerobot(
             for recording in recordings:
                 writer.add(recording)
             writer.finish(robot)
-        finally:
-            writer.close()
+        except BaseException:
+            with suppress(Exception):  # what cannot be closed either is not what went wrong first
+                writer.close()
+            raise
         if not writer.episodes:
             raise EpisodeError(f"{folder}: no recording to write. Give at least one.")
         return writer.episodes

@@ -88,6 +88,8 @@ FIRST = "data/chunk-000/episode_000000.parquet"
         ({"timestamp": pa.array([0.0, 0.1, 0.3, 0.2, 0.4])}, "timestamp is 0.3.* in row 2"),
         ({"timestamp": pa.array([0.0, 0.1, np.nan, 0.3, 0.4])}, "must be finite"),
         ({"episode_index": pa.array([0, 0, 7, 0, 0])}, "holds rows of episode 7; it is the file of episode 0"),
+        ({"task_index": pa.array([np.nan] * 5)}, r"tasks\.jsonl: no task_index -"),
+        ({"task_index": pa.array([[]] * 5, pa.list_(pa.int64()))}, "'task_index' has no number in a row"),
         ({"task_index": pa.array([9] * 5)}, r"tasks\.jsonl: no task_index 9"),
     ],
     ids=str,
@@ -97,7 +99,7 @@ def test_broken_columns(fresh: Callable[[str], Path], changes: dict[str, Any], m
     path = changed_table(root / FIRST, **changes)
     with pytest.raises(EpisodeError, match=message) as caught:
         LeRobotDataset(root).read(0)
-    assert str(caught.value).startswith(str(root / "meta/tasks.jsonl" if "task_index" in changes else path))
+    assert str(caught.value).startswith(str(root / "meta/tasks.jsonl" if "tasks" in message else path))
     assert codes(LeRobotDataset(root), 1)[FRONT] == [20, 21, 22]
 
 

@@ -139,14 +139,16 @@ class LeRobotDataset:
         """The first task, and what else there is to say of tasks."""
         column = rows.columns.get("task_index")
         if column is None:
-            return (entry.tasks[0] or None) if entry.tasks else None, {"listed_tasks": entry.tasks[1:]}
-        numbers = column[:, 0]
+            first, others = (entry.tasks[:1] or ("",))[0], entry.tasks[1:]
+            return first or None, {"listed_tasks": others} if others else {}
+        with np.errstate(invalid="ignore"):  # no task has the number that not-a-number becomes
+            numbers = column[:, 0].astype(np.int64)
         starts = np.flatnonzero(np.r_[True, numbers[1:] != numbers[:-1]])
         tasks = [self._layout.task(int(numbers[row])) for row in starts]
         facts: dict[str, JsonValue] = {}
         if len(tasks) > 1:
             facts |= {"tasks": tasks, "task_starts": starts.tolist()}
-        others = [task for task in entry.tasks if task not in tasks]
+        others = tuple(task for task in entry.tasks if task not in tasks)
         return tasks[0] or None, facts | ({"listed_tasks": others} if others else {})
 
     def _facts(self, entry: Entry) -> dict[str, JsonValue]:

@@ -271,6 +271,8 @@ def _numbers(name: str, column: Any) -> npt.NDArray[Any]:
         else:
             break
         column = column.flatten()
+    if size == 0:
+        raise EpisodeError(f"column {name!r} has no number in a row; it must have one at least. Take it out.")
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
         raise EpisodeError(f"column {name!r} holds {kind}; it must hold real numbers. Save it as float32.")
     return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(rows, size)
