@@ -87,7 +87,8 @@ def test_a_jpeg_is_near_and_a_side_is_a_square(data: Path, tmp_path: Path) -> No
 def test_pictures_are_decoded_as_by_the_slow_way(data: Path, tmp_path: Path) -> None:
     converted(data, tmp_path / "store", encoding="jpeg")
     one = Shard(shard_path(tmp_path / "store", 0))
-    picture = one.picture(0, "image", 3)
+    picture = one.pictures(0, "image", [3])[3]
+    assert one.pictures(0, "image", [1, 3]) == {row: one.pictures(0, "image", range(5))[row] for row in (1, 3)}
     np.testing.assert_array_equal(decode_frame(picture, "here"), decode_image(picture, "here"))
     with pytest.raises(EpisodeError, match=r"here: this JPEG is damaged \(.*Convert it again"):
         decode_frame(picture[: len(picture) // 2], "here")

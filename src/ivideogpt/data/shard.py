@@ -141,25 +141,27 @@ class Shard:
         if f"{index}/{camera}/ends" not in self._keys():
             raise EpisodeError(f"{self.path}: {unknown_name('camera', camera, self.cameras(index))}")
         where = f"{self.path}, {camera} of episode {index}"
-        decoded = {
-            row: decode_frame(self.picture(index, camera, row), f"{where}, frame {row}")
-            for row in {int(row) for row in rows}
-        }
+        pictures = self.pictures(index, camera, sorted({int(row) for row in rows}))
+        decoded = {row: decode_frame(picture, f"{where}, frame {row}") for row, picture in pictures.items()}
         return np.stack([decoded[int(row)] for row in rows])
 
-    def picture(self, index: int, camera: str, row: int) -> bytes:
-        """The bytes of one picture."""
-        ends = self._ends(index, camera)
-        pictures = self._open().get_slice(f"{index}/{camera}")
-        return bytes(np.asarray(pictures[int(ends[row - 1]) if row else 0 : int(ends[row])]).tobytes())
+    def pictures(self, index: int, camera: str, rows: Sequence[int]) -> dict[int, bytes]:
+        """The bytes of some pictures by their rows, which rise; those that follow each other are read together."""
+        ends = [0, *self._read(f"{index}/{camera}/ends").tolist()]
+        stored = self._open().get_slice(f"{index}/{camera}")
+        together = len(rows) == rows[-1] - rows[0] + 1
+        spans = [rows] if together else [[row] for row in rows]
+        found: dict[int, bytes] = {}
+        for span in spans:
+            start = ends[span[0]]
+            block = np.asarray(stored[start : ends[span[-1] + 1]]).tobytes()
+            found |= {row: block[ends[row] - start : ends[row + 1] - start] for row in span}
+        return found
 
     def track(self, index: int, name: str) -> npt.NDArray[np.float32] | None:
         """`actions`, `rewards` or `states` of episode `index`; None where there are none."""
         key = f"{index}/{name}"
         return np.asarray(self._read(key), np.float32) if key in self._keys() else None
-
-    def _ends(self, index: int, camera: str) -> npt.NDArray[np.int64]:
-        return np.asarray(self._read(f"{index}/{camera}/ends"), np.int64)
 
     def checksum(self, index: int) -> str:
         """SHA-256 of what is stored of episode `index`."""

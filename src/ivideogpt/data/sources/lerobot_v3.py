@@ -172,13 +172,8 @@ def _read_list(path: Path, videos: Sequence[str]) -> tuple[dict[str, npt.NDArray
 def _require_sensible(file: Any) -> None:
     if file.metadata.num_rows > _MOST_ROWS:
         raise EpisodeError(
-<<<<<<< HEAD
-            f"claims {file.metadata.num_rows} rows, and {_MOST_ROWS} are the most that a list has. It is damaged, or "
-            "must be split."
-=======
             f"claims {file.metadata.num_rows} rows; {_MOST_ROWS} are the most that a list has. Copy it again, or "
             "split it."
->>>>>>> 4f647200df22765714efdbb50055fa8b666253d5
         )
 
 
