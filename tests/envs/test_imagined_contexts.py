@@ -13,6 +13,7 @@ import torch
 
 from ivideogpt import WorldModel
 from ivideogpt.config import DataFacts
+from ivideogpt.data.convert import Plan, begin, convert
 from ivideogpt.data.episode import Episode
 from ivideogpt.data.sources.npz import write_episode
 from ivideogpt.envs.imagined_contexts import (
@@ -81,6 +82,18 @@ def test_a_folder_of_episodes(folder: Path, step_size: int) -> None:
     last = {name: max(start for other, start in origins if other == name) for name, _ in origins}
     assert last == {"000000.npz": 3 - step_size, "000001.npz": 8 - step_size}
     assert isinstance(open_contexts(str(folder), LAYOUT, 16), EpisodeFolder)
+
+
+def test_a_store_of_episodes(folder: Path, tmp_path: Path) -> None:
+    """The same contexts as from the files, under the store's own names."""
+    plan = Plan(source=str(folder), format="npz", recordings=2, encoding="png")
+    begin(tmp_path / "store", plan)
+    list(convert(tmp_path / "store", plan))
+    pairs = zip(draws(EpisodeFolder(tmp_path / "store", 2, 16)), draws(EpisodeFolder(folder, 2, 16)), strict=True)
+    for (frames, origin), (expected, file) in pairs:
+        np.testing.assert_array_equal(frames, expected)
+        assert origin == f"{tmp_path / 'store'}#{Path(file).name.replace('.npz', '')}"
+    assert isinstance(open_contexts(tmp_path / "store", LAYOUT, 16), EpisodeFolder)
 
 
 def test_sources_follow_what_the_model_knows(folder: Path) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from ivideogpt.config import DataFacts
 from ivideogpt.data.segment import fit_to_square
 from ivideogpt.data.sources.npz import NpzFolder
+from ivideogpt.data.store import Store, is_store, stored_name
 from ivideogpt.envs.record import EVALUATION_SEEDS_FROM, TRAINING_SEEDS, pusht_episode
 from ivideogpt.errors import ConfigError, EpisodeError, ShapeError
 from ivideogpt.sequence import TokenLayout
@@ -77,14 +78,15 @@ class PushTOpenings:
 
 
 class EpisodeFolder:
-    """Random places in the `.npz` episodes of a folder. Origins look like `data/episode_000012.npz@17`.
+    """Random places in the `.npz` episodes of a folder, or in those of a store. Origins look like
+    `data/episode_000012.npz@17` or `store#episode_000012@17`.
 
     Args:
         folder: holds the episodes; each is as likely as any other, and so is each start in it.
         context_frames: t.
         resolution: R; frames are cropped to a square and resized.
         step_size: recorded frames from one frame of a context to the next, as the model was trained.
-        camera_key: which array of a file holds the frames.
+        camera_key: which array of a file holds the frames, or which camera of a store.
 
     Raises:
         EpisodeError: the folder is missing or holds no episode file; when drawing also a damaged or too short episode.
@@ -95,22 +97,33 @@ class EpisodeFolder:
         self, folder: Path | str, context_frames: int, resolution: int, step_size: int = 1, camera_key: str = "image"
     ) -> None:
         _require_step_size(step_size)
-        self.episodes = NpzFolder(folder, camera_key, action_key=None)
+        reader = Store if is_store(Path(folder).expanduser()) else NpzFolder
+        self.episodes = reader(folder, camera_key, action_key=None)
         self.context_frames, self.resolution, self.step_size = context_frames, resolution, step_size
 
     def draw(self, rng: np.random.Generator) -> tuple[Frames, str]:
         """Read a random episode and cut a random place out of it."""
         index = int(rng.integers(len(self.episodes)))
-        path, episode = self.episodes.path(index), self.episodes.read(index)
+        name, length = self._name(index), self.episodes.length(index)
         span = (self.context_frames - 1) * self.step_size + 1
-        if episode.length < span:
+        if length < span:
             raise EpisodeError(
-                f"{path}: {episode.length} frames are too few for {self.context_frames} context frames with a step "
+                f"{name}: {length} frames are too few for {self.context_frames} context frames with a step "
                 f"size of {self.step_size}. Remove the episode from the folder, or take a smaller step size."
             )
-        start = int(rng.integers(episode.length - span + 1))
-        frames = episode.frames[start : start + span : self.step_size]
-        return _fitted(frames, self.resolution), f"{path}@{start}"
+        start = int(rng.integers(length - span + 1))
+        rows = np.arange(start, start + span, self.step_size)
+        return _fitted(self._frames(index, rows), self.resolution), f"{name}@{start}"
+
+    def _frames(self, index: int, rows: npt.NDArray[np.int64]) -> Frames:
+        if isinstance(self.episodes, Store):
+            return self.episodes.frames(index, rows)
+        return self.episodes.read(index).frames[rows]
+
+    def _name(self, index: int) -> str:
+        name = self.episodes.name(index)
+        folder = self.episodes.folder
+        return stored_name(folder, name) if isinstance(self.episodes, Store) else str(folder / name)
 
 
 class GivenContexts:
